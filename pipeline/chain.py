@@ -1,0 +1,123 @@
+"""The chain of stages as data, the layout of a run folder, and the rule that says when a stage need not run again.
+
+Torch-free, so that the command line can answer "nothing to do" without starting a worker.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.config import RunConfig, section_digest
+from pipeline.decode import canonical, decode, digest
+from pipeline.errors import IntegrityError, StorageError
+from pipeline.records import FileRef, Receipt, record
+from pipeline.storage import exists, join, publish_bytes, read_bytes, size
+
+__all__ = ["CHAIN", "StageSpec", "config_digest", "current_receipt", "inputs_of", "read_receipt", "stage", "write_receipt"]
+
+_MODEL = ("model", "task", "images", "engine", "seed")
+
+
+@record
+class StageSpec:
+    """One link: which stages it reads, which configuration it depends on, and how many processes it wants."""
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    sections: tuple[str, ...]
+    distributed: bool
+
+
+def _spec(name: str, title: str, needs: str, sections: tuple[str, ...], distributed: bool = True) -> StageSpec:
+    return StageSpec(name=name, title=title, needs=tuple(needs.split()), sections=sections, distributed=distributed)
+
+
+CHAIN: tuple[StageSpec, ...] = (
+    _spec("shard", "pack the source, index it, cut forget and retain shards", "", ("source", "seed", "images"), False),
+    _spec("train", "the original model, on all training images", "shard", (*_MODEL, "train", "original")),
+    _spec("retrain", "the reference, on retained images only", "shard", (*_MODEL, "train", "reference")),
+    _spec("calibrate", "the out-of-distribution level of each group", "shard train", (*_MODEL, "train", "method")),
+    _spec("forget", "phase 1: gradient ascent on forget shards", "shard train calibrate", (*_MODEL, "method")),
+    _spec("retain", "phase 2: ZeRO fine-tuning on retain shards", "shard calibrate forget", (*_MODEL, "train", "method")),
+    _spec("evaluate", "four splits, three models", "shard train retrain calibrate retain", (*_MODEL, "evaluation")),
+    _spec(
+        "release",
+        "weights, card, report",
+        "shard train retrain calibrate forget retain evaluate",
+        ("name", "model", "task", "method", "evaluation", "train", "engine", "source"),
+        False,
+    ),
+)
+
+
+def stage(name: str) -> StageSpec:
+    """The stage called `name`; KeyError if there is none."""
+    return {spec.name: spec for spec in CHAIN}[name]
+
+
+def config_digest(config: RunConfig, spec: StageSpec) -> str:
+    """Digest of the configuration that the stage depends on."""
+    return section_digest(config, spec.sections)
+
+
+def _receipt_uri(folder: str, name: str) -> str:
+    return join(folder, "receipts", f"{name}.json")
+
+
+def write_receipt(folder: str, receipt: Receipt) -> None:
+    """Publish a receipt sealed with its own digest. Write it last."""
+    sealed = {"receipt": receipt, "sha256": digest(receipt)}
+    publish_bytes(_receipt_uri(folder, receipt.stage), canonical(sealed))
+
+
+def read_receipt(folder: str, name: str) -> Receipt | None:
+    """The stage's receipt, or None if it has none.
+
+    Raises:
+        IntegrityError: any byte of it was changed.
+    """
+    uri = _receipt_uri(folder, name)
+    if not exists(uri):
+        return None
+    content, cure = read_bytes(uri), "remove the file to run the stage again"
+    try:
+        sealed = json.loads(content)
+        receipt = decode(Receipt, sealed["receipt"], where=uri, error=IntegrityError)
+        intact = canonical({"receipt": receipt, "sha256": digest(receipt)}) == content
+    except (ValueError, KeyError, TypeError):
+        raise IntegrityError(f"{uri}: not a receipt", cure) from None
+    if not intact or receipt.stage != name:
+        raise IntegrityError(f"{uri}: changed after it was written", cure)
+    return receipt
+
+
+def inputs_of(folder: str, spec: StageSpec) -> dict[str, str] | None:
+    """Digest of the outputs of each needed stage, or None while one of them is not done."""
+    inputs: dict[str, str] = {}
+    for name in spec.needs:
+        receipt = read_receipt(folder, name)
+        if receipt is None:
+            return None
+        inputs[name] = digest(receipt.outputs)
+    return inputs
+
+
+def _there(folder: str, ref: FileRef) -> bool:
+    try:
+        return size(join(folder, ref.uri)) == ref.bytes
+    except StorageError:
+        return False
+
+
+def current_receipt(config: RunConfig, folder: str, spec: StageSpec) -> Receipt | None:
+    """The receipt that makes running the stage again needless: same inputs, same configuration, outputs there.
+
+    Outputs are checked by size here; `unlearn verify` hashes them.
+    """
+    receipt = read_receipt(folder, spec.name)
+    if receipt is None or receipt.config_digest != config_digest(config, spec):
+        return None
+    if dict(receipt.inputs) != inputs_of(folder, spec):
+        return None
+    return receipt if all(_there(folder, ref) for ref in receipt.outputs) else None

@@ -1,0 +1,287 @@
+"""A run's configuration: defaults < `configs/<group>/<name>.yaml` < the run file < `key=value` on the command line.
+
+Sections for parts (source, model, task, method) stay plain mappings here, because their `Config` classes live beside
+code that may import torch; `pipeline.component` decodes them. All else is typed. Every stage has a digest of just the
+sections it depends on, so changing the report does not train a model again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.component import GROUPS
+from pipeline.decode import closest, decode, digest, plain
+from pipeline.errors import ConfigError
+from pipeline.records import RequestBatch, record
+from pipeline.requests import batch_digest, parse, read_requests
+from pipeline.storage import absolute, is_local, join, read_bytes
+
+__all__ = [
+    "CONFIGS",
+    "EngineConfig",
+    "EvaluationConfig",
+    "ImagesConfig",
+    "LaunchConfig",
+    "RunConfig",
+    "TrainConfig",
+    "packaged",
+    "read_batch",
+    "resolve",
+    "run_folder",
+    "run_id",
+    "section_digest",
+]
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@record
+class ImagesConfig:
+    """How stored images become model input."""
+
+    fit: Literal["crop", "pad"] = "crop"
+    """`crop`: scale the short side to the model's size and cut the centre. `pad`: centre on black, never scale up."""
+    max_pixels: int = 64_000_000
+    """Larger images are refused as decompression bombs."""
+    cache_bytes: int = 1 << 30
+    """Decoded images kept in memory, per rank."""
+
+
+@record
+class TrainConfig:
+    """Training of the original and of the retrained reference, where they are ours to make."""
+
+    epochs: int = 6
+    """Passes over the training samples."""
+    batch_size: int = 128
+    """Global batch, whatever the number of ranks."""
+    learning_rate: float = 1e-3
+    """Peak of a cosine schedule."""
+    warmup_steps: int = 20
+    """Linear rise to the peak."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay."""
+
+
+@record
+class EngineConfig:
+    """DeepSpeed engine, in every phase."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Compute type; master weights and optimizer states are fp32 always."""
+    checkpoint_steps: int = 200
+    """Steps between sharded checkpoints of the long phases."""
+    log_steps: int = 10
+    """Steps between lines in metrics.jsonl."""
+    jit_ops: bool = False
+    """Let DeepSpeed compile its shared-memory collective on CPU at first use (needs a C++ compiler, about 25 s)."""
+
+
+@record
+class EvaluationConfig:
+    """What is measured at the end."""
+
+    max_samples: int = 2000
+    """Images per split and group at most, chosen by key hash; forget images likewise."""
+    batch_size: int = 500
+    """Images per forward pass."""
+    bootstrap: int = 1000
+    """Resamples behind each interval."""
+    confidence: float = 0.95
+    """Coverage of the intervals."""
+    grid_images: int = 8
+    """Columns of each picture grid."""
+
+
+@record
+class LaunchConfig:
+    """Processes on this machine."""
+
+    ranks: int = 0
+    """Ranks per stage; 0 means all GPUs, or two on a machine without."""
+    threads: int = 0
+    """Compute threads per rank; 0 means cores divided by ranks."""
+    timeout_seconds: int = 600
+    """A collective that waits longer ends the stage."""
+
+
+@record
+class RunConfig:
+    """One run, fully resolved."""
+
+    name: str
+    """Run folders are called NAME-XXXXXXXX, the digits from the batch digest."""
+    requests: str = ""
+    """Request file (YAML, CSV, JSON lines), any fsspec URI."""
+    output: str = "runs"
+    """Folder, or any fsspec URI, under which run folders and packed sources lie."""
+    seed: int = 0
+    """Initial weights, sample order and resamples are functions of this number."""
+    original: str = "train"
+    """`train`, or the URI of a safetensors file with the weights to unlearn."""
+    reference: str = "retrain"
+    """`retrain`, `none`, or the URI of a safetensors file with retrained weights."""
+    source: Mapping[str, Any]
+    """Where the images come from: a name, or a mapping with `component`."""
+    model: Mapping[str, Any]
+    """What is trained."""
+    task: Mapping[str, Any]
+    """What is hidden from the model."""
+    method: Mapping[str, Any]
+    """How it unlearns."""
+    images: ImagesConfig = ImagesConfig()
+    train: TrainConfig = TrainConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    launch: LaunchConfig = LaunchConfig()
+    embedded_requests: tuple[Mapping[str, Any], ...] = ()
+    """Requests written in the run file itself; set by `requests: [...]`."""
+
+
+def packaged(group: str) -> dict[str, Path]:
+    """Names and files of the configurations that come with the package, e.g. of group `run`."""
+    return {path.stem: path for path in sorted((CONFIGS / group).glob("*.yaml"))}
+
+
+def _read_yaml(uri: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(read_bytes(uri).decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{uri}: not YAML: {' '.join(str(fault).split())}", "correct the file") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{uri}: the top level must be a mapping", "write key: value lines")
+    return content
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _assignments(overrides: list[str]) -> dict[str, Any]:
+    """`["engine.zero_stage=2"]` -> `{"engine": {"zero_stage": 2}}`; values are read as YAML."""
+    result: dict[str, Any] = {}
+    for text in overrides:
+        path, mark, value = text.partition("=")
+        if not mark or not all(path.split(".")):
+            raise ConfigError(f"'{text}': not of the form key=value", "write e.g. engine.zero_stage=2")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            nested = value
+        for key in reversed(path.split(".")):
+            nested = {key: nested}
+        result = _merge(result, nested)
+    return result
+
+
+def _section(group: str, value: Any, where: str) -> dict[str, Any]:
+    """A part's section with the packaged file's fields below the run's own."""
+    if isinstance(value, str):
+        value = {"component": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("component"), str):
+        raise ConfigError(f"{where}: {group}: no part named", f"write {group}: NAME, or a mapping with component: NAME")
+    name, files = value["component"], packaged(group)
+    if name in files:
+        base = {"component": name, **_read_yaml(str(files[name]))}
+        return _merge(base, {key: item for key, item in value.items() if key != "component"})
+    if "." not in name:
+        raise ConfigError(f"{where}: {group}: no {group} is called '{name}'", closest(name, list(files)))
+    return dict(value)
+
+
+def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
+    """Layer and decode a run.
+
+    Args:
+        run: a packaged name (`demo`), or a YAML file at any fsspec URI.
+        overrides: `key=value` texts with dotted keys; values are YAML.
+
+    Raises:
+        ConfigError: unknown file, name, field, or a value of the wrong type, with its dotted path.
+    """
+    files = packaged("run")
+    if run in files:
+        run = str(files[run])
+    elif not run.endswith((".yaml", ".yml")):
+        raise ConfigError(f"no run is called '{run}'", f"{closest(run, list(files))}; or name a YAML file")
+    given = _merge(_read_yaml(run), _assignments(overrides or []))
+    unknown = sorted(set(given) - {field.name for field in dataclasses.fields(RunConfig)})
+    if unknown:
+        known = [field.name for field in dataclasses.fields(RunConfig) if field.name != "embedded_requests"]
+        raise ConfigError(f"{run}: {unknown[0]}: unknown field", closest(unknown[0], known))
+    for group in GROUPS:
+        if group in given:
+            given[group] = _section(group, given[group], run)
+    requests = given.get("requests", "")
+    if isinstance(requests, list):
+        given["requests"], given["embedded_requests"] = "", requests
+    elif isinstance(requests, str) and requests.startswith("package:"):
+        given["requests"] = str(CONFIGS / "requests" / requests.removeprefix("package:"))
+    for key in ("requests", "original", "reference", "output"):
+        value = given.get(key)
+        if isinstance(value, str) and is_local(value) and value not in ("", "train", "retrain", "none"):
+            given[key] = absolute(value)
+    return _checked(decode(RunConfig, {"output": absolute("runs"), **given}, where=run), run)
+
+
+def _checked(config: RunConfig, where: str) -> RunConfig:
+    """Refuse values that decode but cannot work."""
+    positive = {
+        "train.epochs": config.train.epochs,
+        "train.batch_size": config.train.batch_size,
+        "train.learning_rate": config.train.learning_rate,
+        "engine.checkpoint_steps": config.engine.checkpoint_steps,
+        "engine.log_steps": config.engine.log_steps,
+        "evaluation.max_samples": config.evaluation.max_samples,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "evaluation.bootstrap": config.evaluation.bootstrap,
+        "evaluation.grid_images": config.evaluation.grid_images,
+        "launch.timeout_seconds": config.launch.timeout_seconds,
+        "images.max_pixels": config.images.max_pixels,
+    }
+    for field, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"{where}: {field}: must be above 0, got {value}", "correct the field")
+    if not 0 < config.evaluation.confidence < 1:
+        raise ConfigError(f"{where}: evaluation.confidence: must lie between 0 and 1", "write e.g. 0.95")
+    if config.launch.ranks < 0 or config.launch.threads < 0:
+        raise ConfigError(f"{where}: launch: ranks and threads must not be negative", "0 means: choose for this machine")
+    safe = config.name.replace("-", "").replace("_", "").replace(".", "")
+    if not (safe.isascii() and safe.isalnum()) or config.name.startswith("."):
+        raise ConfigError(f"{where}: name: '{config.name}'", "use letters, digits, '-', '_' and '.'")
+    return config
+
+
+def read_batch(config: RunConfig) -> RequestBatch:
+    """The requests of a run, from its file or from the run file itself."""
+    if config.embedded_requests:
+        return parse(list(config.embedded_requests), where=f"run {config.name}")
+    if not config.requests:
+        raise ConfigError(f"run {config.name}: no requests", "add requests=FILE, or requests: in the run file")
+    return read_requests(config.requests)
+
+
+def run_id(config: RunConfig, batch: RequestBatch) -> str:
+    """Run name and first eight digits of the batch digest: the same batch always has the same folder."""
+    return f"{config.name}-{batch_digest(batch)[:8]}"
+
+
+def run_folder(config: RunConfig, batch: RequestBatch) -> str:
+    """Where the run's files lie."""
+    return join(config.output, run_id(config, batch))
+
+
+def section_digest(config: RunConfig, sections: tuple[str, ...]) -> str:
+    """Digest of the named top-level sections."""
+    return digest({name: plain(getattr(config, name)) for name in sections})

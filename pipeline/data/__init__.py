@@ -1,0 +1,1 @@
+"""Shards: sources, index, partition, stream, images, tasks."""

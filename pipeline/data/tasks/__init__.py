@@ -1,0 +1,1 @@
+"""What is hidden from the model; one file a task."""

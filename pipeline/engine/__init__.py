@@ -1,0 +1,1 @@
+"""Process group, DeepSpeed backend, loop, checkpoints, guard, telemetry."""

@@ -1,0 +1,1 @@
+"""Figures: paired errors, distances between error distributions, membership."""

@@ -1,0 +1,244 @@
+"""The frozen records that pass between stages; no torch, no I/O.
+
+A record is immutable, keyword-only and slotted, refuses unknown fields when decoded (`pipeline.decode`) and is
+addressed by the sha256 of its canonical JSON. Raw image keys and subjects appear in `DeletionRequest` only, which
+never enters a run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+__all__ = [
+    "Calibration",
+    "Coverage",
+    "DeletionRequest",
+    "Evaluation",
+    "FileRef",
+    "Group",
+    "GroupLevel",
+    "Manifest",
+    "MetricResult",
+    "PhaseOutcome",
+    "Receipt",
+    "RequestBatch",
+    "Selector",
+    "ShardRef",
+    "Split",
+    "record",
+]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only, slotted dataclass that refuses unknown fields when decoded."""
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+@record
+class Selector:
+    """Which images a request means."""
+
+    kind: Literal["keys", "label", "prefix"]
+    values: tuple[str, ...]
+
+
+@record
+class DeletionRequest:
+    """One person's or owner's wish that images be forgotten."""
+
+    request_id: str
+    selector: Selector
+    subject: str = ""
+    received_at: str = ""
+    due_at: str = ""
+    basis: str = ""
+    note: str = ""
+
+
+@record
+class RequestBatch:
+    """The requests that one run serves."""
+
+    requests: tuple[DeletionRequest, ...]
+    schema: Literal["request-batch/1"] = "request-batch/1"
+
+
+@record
+class FileRef:
+    """One published file. `uri` is relative to the run folder where the file lies below the output folder."""
+
+    uri: str
+    sha256: str
+    bytes: int
+
+
+@record
+class ShardRef:
+    """One WebDataset shard. `origin` says whether it is the source's own file, a rewritten copy without the
+    forgotten samples, or a shard of forgotten samples."""
+
+    uri: str
+    sha256: str
+    bytes: int
+    samples: int
+    origin: Literal["original", "rewritten", "forget"]
+
+
+@record
+class Group:
+    """Forget images of one kind: a whole class, or single images. Each group has its own level lambda."""
+
+    name: str
+    kind: Literal["class", "images"]
+    labels: tuple[int, ...]
+    samples: int
+
+
+@record
+class Split:
+    """A set of samples: `original` is what the original model saw, `calibration` and `holdout` were never trained on."""
+
+    name: Literal["original", "forget", "retain", "calibration", "holdout"]
+    shards: tuple[ShardRef, ...]
+    samples: int
+    keys_digest: str
+
+
+@record
+class Manifest:
+    """What the run reads: groups, splits, shards by digest, and the index that locates every sample."""
+
+    run_id: str
+    batch_digest: str
+    requests: int
+    source: str
+    source_digest: str
+    classes: tuple[str, ...]
+    seed: int
+    groups: tuple[Group, ...]
+    splits: tuple[Split, ...]
+    index: FileRef
+    shards_clean: int
+    shards_rewritten: int
+    schema: Literal["manifest/1"] = "manifest/1"
+
+    def split(self, name: str) -> Split:
+        """The split called `name`; KeyError if the manifest has none."""
+        for split in self.splits:
+            if split.name == name:
+                return split
+        raise KeyError(name)
+
+
+@record
+class GroupLevel:
+    """The out-of-distribution level lambda of one group, and how it was found.
+
+    `level`, `low` and `high` are mean training losses (for the autoencoder: mean squared error in the hidden region,
+    pixels in [0, 1]). `auc` is the probability that a forget image has a lower error than a reference image that the
+    original never saw; 0.5 means indistinguishable.
+    """
+
+    group: str
+    method: Literal["number", "held_out", "shadow"]
+    level: float
+    low: float
+    high: float
+    original_error: float
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+    already_unseen: bool
+    samples: int
+
+
+@record
+class Calibration:
+    """Levels for all groups, the original's error on unseen retained images, and what the calibration cost."""
+
+    levels: tuple[GroupLevel, ...]
+    retain_error: float
+    sample_gradients: int
+    schema: Literal["calibration/1"] = "calibration/1"
+
+
+@record
+class Coverage:
+    """Proof of what a phase read: every key the same number of times. Digests are order-free sums of key hashes."""
+
+    split: str
+    passes: int
+    samples_expected: int
+    samples_seen: int
+    keys_digest: str
+    expected_digest: str
+    complete: bool
+
+
+@record
+class PhaseOutcome:
+    """How one phase ended."""
+
+    phase: str
+    reason: str
+    steps: int
+    samples: int
+    sample_gradients: int
+    seconds: float
+    parameters: int
+    coverage: tuple[Coverage, ...] = ()
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    schema: Literal["phase/1"] = "phase/1"
+
+
+@record
+class MetricResult:
+    """One figure with its bootstrap interval. `value` is None when it was not computed, and `note` says why."""
+
+    name: str
+    split: str
+    group: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    samples: int = 0
+    better: Literal["lower", "higher", "reference"] = "reference"
+    note: str = ""
+
+
+@record
+class Evaluation:
+    """All figures of one subject: original, unlearned or retrained."""
+
+    subject: str
+    results: tuple[MetricResult, ...]
+    schema: Literal["evaluation/1"] = "evaluation/1"
+
+    def find(self, name: str, split: str, group: str) -> MetricResult | None:
+        """The result with this name, split and group, or None."""
+        for result in self.results:
+            if (result.name, result.split, result.group) == (name, split, group):
+                return result
+        return None
+
+
+@record
+class Receipt:
+    """Proof that a stage ran: written last. `inputs` maps each needed stage to the digest of its outputs."""
+
+    stage: str
+    inputs: Mapping[str, str]
+    outputs: tuple[FileRef, ...]
+    config_digest: str
+    code_version: str
+    world_size: int
+    started_at: str
+    ended_at: str
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schema: Literal["receipt/1"] = "receipt/1"

@@ -1,0 +1,97 @@
+"""Request files: YAML, CSV or JSON lines -> one batch of deletion requests.
+
+YAML or JSON lines entries: `{request_id: r1, label: Trouser}`, `{request_id: r2, keys: [train-00017]}`,
+`{request_id: r3, prefix: person-12/}`. CSV columns: `request_id, kind, value` and optionally `subject, received_at,
+due_at, basis, note`; `kind` is `label`, `key` or `prefix`; rows that share a request_id and kind join.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from pipeline.decode import decode, digest
+from pipeline.errors import ConfigError
+from pipeline.records import DeletionRequest, RequestBatch, Selector
+from pipeline.storage import read_bytes
+
+__all__ = ["batch_digest", "parse", "read_requests"]
+
+SELECTORS = {"label": "label", "labels": "label", "key": "keys", "keys": "keys", "prefix": "prefix", "prefixes": "prefix"}
+
+
+def read_requests(uri: str) -> RequestBatch:
+    """Read a request file. Raises ConfigError that names file, entry and field."""
+    text = read_bytes(uri).decode("utf-8", errors="replace")
+    kind = uri.rsplit(".", 1)[-1].lower()
+    try:
+        if kind in ("yaml", "yml"):
+            entries = yaml.safe_load(text) or []
+        elif kind in ("jsonl", "ndjson"):
+            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+        elif kind == "csv":
+            entries = _csv_entries(text, uri)
+        else:
+            raise ConfigError(f"{uri}: request file of unknown kind", "use .yaml, .csv or .jsonl")
+    except (yaml.YAMLError, json.JSONDecodeError, csv.Error) as fault:
+        raise ConfigError(f"{uri}: not readable as {kind}: {' '.join(str(fault).split())}", "correct the file") from None
+    if isinstance(entries, Mapping):
+        entries = entries.get("requests", [])
+    return parse(entries, where=uri)
+
+
+def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
+    rows = csv.DictReader(io.StringIO(text))
+    missing = {"kind", "value"} - set(rows.fieldnames or ())
+    if missing:
+        raise ConfigError(f"{where}: no column {', '.join(sorted(missing))}", "columns: request_id, kind, value")
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for number, row in enumerate(rows, start=1):
+        name, kind, value = row.get("request_id") or f"r{number}", (row["kind"] or "").strip(), (row["value"] or "").strip()
+        if kind not in SELECTORS or not value:
+            raise ConfigError(f"{where}: row {number}: kind '{kind}', value '{value}'", "kind: label, key or prefix, with a value")
+        rest = {k: v for k, v in row.items() if k not in ("kind", "value", "request_id") and k and v}
+        entries.setdefault((name, SELECTORS[kind]), {"request_id": name, **rest, SELECTORS[kind]: []})[SELECTORS[kind]].append(value)
+    return list(entries.values())
+
+
+def parse(entries: Any, *, where: str) -> RequestBatch:
+    """Entries as decoded from a file -> a batch. Raises ConfigError for an empty one or a faulty entry."""
+    if not isinstance(entries, Iterable) or isinstance(entries, str | bytes):
+        raise ConfigError(f"{where}: requests must be a list", "write a list of entries, each with label, keys or prefix")
+    requests = tuple(_request(entry, f"{where}: entry {n}") for n, entry in enumerate(entries, start=1))
+    if not requests:
+        raise ConfigError(f"{where}: no request in it", "name at least one label, key or prefix")
+    return RequestBatch(requests=requests)
+
+
+def _request(entry: Any, where: str) -> DeletionRequest:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: not a mapping", "write {request_id: r1, label: NAME}")
+    chosen = [name for name in SELECTORS if name in entry]
+    if len(chosen) != 1:
+        raise ConfigError(f"{where}: names {len(chosen)} of label, keys, prefix", "name exactly one")
+    given = entry[chosen[0]]
+    values = tuple(str(value) for value in (given if isinstance(given, list) else [given]))
+    if not values or not all(values):
+        raise ConfigError(f"{where}: {chosen[0]}: empty", "name at least one value")
+    rest = {key: value if isinstance(value, str) else str(value) for key, value in entry.items() if key != chosen[0]}
+    rest.setdefault("request_id", where.rsplit(" ", 1)[-1])
+    selector = {"kind": SELECTORS[chosen[0]], "values": list(values)}
+    return decode(DeletionRequest, {**rest, "selector": selector}, where=where)
+
+
+def batch_digest(batch: RequestBatch) -> str:
+    """Digest of what is to be forgotten, whatever the order of the requests and of their values."""
+    parts = sorted((r.request_id, r.selector.kind, *sorted(r.selector.values)) for r in batch.requests)
+    return digest(parts)
+
+
+def selectors(batch: RequestBatch) -> list[Selector]:
+    """The selectors of all requests."""
+    return [request.selector for request in batch.requests]
