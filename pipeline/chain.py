@@ -5,6 +5,7 @@ Torch-free, so that the command line can answer "nothing to do" without starting
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from pipeline.config import RunConfig, section_digest
@@ -13,7 +14,7 @@ from pipeline.errors import IntegrityError, StorageError
 from pipeline.records import FileRef, Receipt, record
 from pipeline.storage import exists, join, publish_bytes, read_bytes, size
 
-__all__ = ["CHAIN", "StageSpec", "config_digest", "current_receipt", "inputs_of", "read_receipt", "stage", "write_receipt"]
+__all__ = ["CHAIN", "StageSpec", "chain_for", "config_digest", "current_receipt", "inputs_of", "read_receipt", "stage", "write_receipt"]
 
 _MODEL = ("model", "task", "images", "engine", "seed")
 
@@ -51,9 +52,17 @@ CHAIN: tuple[StageSpec, ...] = (
 )
 
 
-def stage(name: str) -> StageSpec:
-    """The stage called `name`; KeyError if there is none."""
-    return {spec.name: spec for spec in CHAIN}[name]
+def chain_for(config: RunConfig) -> tuple[StageSpec, ...]:
+    """The stages of a run, in order: without `retrain`, and nothing reading it, where no reference is wanted."""
+    if config.reference != "none":
+        return CHAIN
+    kept = (spec for spec in CHAIN if spec.name != "retrain")
+    return tuple(dataclasses.replace(spec, needs=tuple(n for n in spec.needs if n != "retrain")) for spec in kept)
+
+
+def stage(name: str, config: RunConfig) -> StageSpec:
+    """The run's stage called `name`; KeyError if it has none."""
+    return {spec.name: spec for spec in chain_for(config)}[name]
 
 
 def config_digest(config: RunConfig, spec: StageSpec) -> str:

@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 @functools.cache
-def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(cls)
 
 
@@ -52,10 +53,12 @@ def decode(cls: type[T], value: Any, *, where: str, error: type[UnlearnError] = 
     except (TypeError, ValueError) as fault:
         raise error(f"{where}: {fault}", "use only strings, numbers, booleans, lists and mappings") from None
     try:
-        return _adapter(cls).validate_json(text, strict=True)
+        value = _adapter(cls).validate_json(text, strict=True)  # type: ignore[arg-type]
     except pydantic.ValidationError as fault:
         lines = [_fault(cls, dict(item)) for item in fault.errors(include_url=False)]
         raise error(f"{where}: " + "; ".join(dict.fromkeys(lines)), "correct the field and run again") from None
+    decoded: T = value
+    return decoded
 
 
 def _fault(cls: type[Any], item: Mapping[str, Any]) -> str:
@@ -74,8 +77,6 @@ def _fields(cls: type[Any], path: list[str]) -> list[str]:
         hints = {field.name: field for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
         if part not in hints:
             return []
-        import typing
-
         cls = typing.get_type_hints(cls)[part]
     return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 

@@ -16,6 +16,7 @@ __all__ = [
     "Coverage",
     "DeletionRequest",
     "Evaluation",
+    "Evaluations",
     "FileRef",
     "Group",
     "GroupLevel",
@@ -225,6 +226,21 @@ class Evaluation:
         for result in self.results:
             if (result.name, result.split, result.group) == (name, split, group):
                 return result
+        return None
+
+
+@record
+class Evaluations:
+    """What a run measured: one evaluation a subject, in the order original, unlearned, retrained."""
+
+    evaluations: tuple[Evaluation, ...]
+    schema: Literal["evaluations/1"] = "evaluations/1"
+
+    def subject(self, name: str) -> Evaluation | None:
+        """The evaluation of the subject called `name`, or None."""
+        for evaluation in self.evaluations:
+            if evaluation.subject == name:
+                return evaluation
         return None
 
 

@@ -54,9 +54,13 @@ def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         name, kind, value = row.get("request_id") or f"r{number}", (row["kind"] or "").strip(), (row["value"] or "").strip()
         if kind not in SELECTORS or not value:
-            raise ConfigError(f"{where}: row {number}: kind '{kind}', value '{value}'", "kind: label, key or prefix, with a value")
+            raise ConfigError(
+                f"{where}: row {number}: kind '{kind}', value '{value}'", "kind: label, key or prefix, with a value"
+            )
         rest = {k: v for k, v in row.items() if k not in ("kind", "value", "request_id") and k and v}
-        entries.setdefault((name, SELECTORS[kind]), {"request_id": name, **rest, SELECTORS[kind]: []})[SELECTORS[kind]].append(value)
+        entries.setdefault((name, SELECTORS[kind]), {"request_id": name, **rest, SELECTORS[kind]: []})[SELECTORS[kind]].append(
+            value
+        )
     return list(entries.values())
 
 

@@ -100,7 +100,8 @@ def run_stage(name: str, folder: str, *, rank: int = 0, world_size: int = 1) -> 
         StorageError: a stage that this one reads has not run.
     """
     folder = absolute(folder)
-    config, spec = read_run(folder), stage(name)
+    config = read_run(folder)
+    spec = stage(name, config)
     receipt = current_receipt(config, folder, spec)
     if receipt is not None:
         log.info("%s: nothing to do", name)

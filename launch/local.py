@@ -1,0 +1,196 @@
+"""Run the chain on this machine: check first, then lock the run folder, then one process group per stage.
+
+Nothing is written before the configuration, the requests and all parts have been decoded. A run that is refused by its
+first stage, when the data is looked at, leaves no folder behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch import torchrun
+from launch.worker import run_worker
+from pipeline.chain import CHAIN, StageSpec, chain_for, current_receipt, read_receipt
+from pipeline.config import RunConfig, run_folder
+from pipeline.decode import canonical, decode, plain
+from pipeline.errors import ConfigError, IntegrityError, Preempted, StorageError, UnlearnError
+from pipeline.records import RequestBatch, record
+from pipeline.requests import batch_digest
+from pipeline.storage import exists, is_local, join, lock, publish_bytes, read_bytes, remove_tree
+
+__all__ = ["Outcome", "check_parts", "read_report", "refuse_other_batch", "run_chain", "stages_to_run"]
+
+LOCK_SECONDS = 10.0
+Say = Callable[[str], None]
+
+
+@record
+class Outcome:
+    """What one `unlearn run` did: the stages it ran and those that were up to date."""
+
+    folder: str
+    ran: tuple[str, ...]
+    current: tuple[str, ...]
+
+
+def stages_to_run(config: RunConfig, folder: str) -> list[StageSpec]:
+    """The stages that have no receipt for this configuration and these inputs."""
+    return [spec for spec in chain_for(config) if current_receipt(config, folder, spec) is None]
+
+
+def refuse_other_batch(folder: str, wanted: str) -> None:
+    """Raise ConfigError when the folder serves a batch of another digest than `wanted`: two must not mix in one model."""
+    for name in ("manifest.json", "shards/batch.json"):
+        uri = join(folder, name)
+        if not exists(uri):
+            continue
+        try:
+            content = json.loads(read_bytes(uri))
+            is_batch = name.endswith("batch.json")
+            found = batch_digest(decode(RequestBatch, content, where=uri)) if is_batch else content["batch_digest"]
+        except (ValueError, KeyError, TypeError, ConfigError):
+            raise IntegrityError(f"{uri}: changed after it was written", "restore it, or remove the run folder") from None
+        if found != wanted:
+            raise ConfigError(f"{folder}: output folder belongs to another batch ({name})", "choose another output= or name=")
+
+
+def _saved(config: RunConfig) -> bytes:
+    """The configuration that the run folder keeps: no raw keys, and no path to a file that holds them."""
+    bare = dataclasses.replace(config, requests="", embedded_requests=())
+    return yaml.safe_dump(plain(bare), sort_keys=True, allow_unicode=True).encode()
+
+
+def check_parts(config: RunConfig, *, to_stderr: bool = False) -> None:
+    """Decode every part and build the model in a worker, because parts may import torch. Writes nothing that stays."""
+    for field, uri in (("original", config.original), ("reference", config.reference)):
+        if uri not in ("train", "retrain", "none") and not exists(uri):
+            raise ConfigError(f"run {config.name}: {field}: {uri}: not found", "correct the path of the weights")
+    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch:
+        file = os.path.join(scratch, "config.yaml")
+        Path(file).write_bytes(_saved(config))
+        job = torchrun.check_job(file, torchrun.resources(config.launch))
+        run_worker(job, what=f"check of run {config.name}", to_stderr=to_stderr)
+
+
+@contextlib.contextmanager
+def _patient_lock(folder: str, say: Say) -> Iterator[int | None]:
+    """The folder's lock; ranks of a run that was killed a moment ago need some seconds to go."""
+    deadline, told = time.monotonic() + LOCK_SECONDS, False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                handle = stack.enter_context(lock(folder))
+                break
+            except StorageError as fault:
+                busy = isinstance(fault.__context__, BlockingIOError)
+                if not busy or time.monotonic() > deadline:
+                    raise
+            if not told:
+                say(f"waiting for another run to leave {folder}")
+                told = True
+            time.sleep(0.2)
+        yield handle
+
+
+@contextlib.contextmanager
+def _no_trace_of_refusal(folder: str) -> Iterator[None]:
+    """Remove the folders that the body made when it is refused before any stage has finished."""
+    missing: list[Path] = []
+    if is_local(folder):
+        missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    try:
+        yield
+    except Preempted:
+        raise
+    except UnlearnError:
+        if missing and not any(exists(join(folder, "receipts", f"{spec.name}.json")) for spec in CHAIN):
+            remove_tree(folder)
+            for path in missing[1:]:
+                with contextlib.suppress(OSError):  # Another run may have begun to live beside this one.
+                    path.rmdir()
+        raise
+
+
+def _publish_if_new(uri: str, content: bytes) -> None:
+    if not exists(uri) or read_bytes(uri) != content:
+        publish_bytes(uri, content)
+
+
+def _remove_parts(folder: str) -> None:
+    """Remove unpublished files and folders of a rank that was killed while it wrote; the lock is ours."""
+    if is_local(folder):
+        for part in list(Path(folder).rglob("*.part")):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bool = False) -> Outcome:
+    """Run all stages that are not up to date, each in its own process group.
+
+    Args:
+        config: a resolved run.
+        batch: its requests.
+        say: takes one line of progress at a time.
+        to_stderr: keep standard output free, for JSON.
+
+    Raises:
+        UnlearnError: what refused or failed, as the worker named it.
+    """
+    folder = run_folder(config, batch)
+    refuse_other_batch(folder, batch_digest(batch))
+    names = tuple(spec.name for spec in chain_for(config))
+    if exists(join(folder, "config.yaml")) and not stages_to_run(config, folder):
+        return Outcome(folder=folder, ran=(), current=names)
+    check_parts(config, to_stderr=to_stderr)
+    machine, ran = torchrun.resources(config.launch), []
+    with _no_trace_of_refusal(folder), _patient_lock(folder, say) as handle:
+        refuse_other_batch(folder, batch_digest(batch))
+        _remove_parts(folder)
+        try:
+            _publish_if_new(join(folder, "config.yaml"), _saved(config))
+            _publish_if_new(join(folder, "shards", "batch.json"), canonical(batch))
+            for spec in chain_for(config):
+                if current_receipt(config, folder, spec):
+                    say(f"{spec.name}: up to date")
+                    continue
+                say(f"{spec.name}: {spec.title}")
+                _run_stage(spec, config, folder, machine, handle, say, to_stderr)
+                ran.append(spec.name)
+        finally:
+            _remove_parts(folder)
+    return Outcome(folder=folder, ran=tuple(ran), current=tuple(name for name in names if name not in ran))
+
+
+def _run_stage(
+    spec: StageSpec, config: RunConfig, folder: str, machine: torchrun.Resources, handle: int | None, say: Say, to_stderr: bool
+) -> None:
+    started = time.monotonic()
+    log = join(folder, "logs", f"{spec.name}.log") if is_local(folder) else ""
+    job = torchrun.stage_job(spec, folder, machine, threads=config.launch.threads)
+    run_worker(job, what=f"stage {spec.name}", lock=handle, log=log, to_stderr=to_stderr)
+    if current_receipt(config, folder, spec) is None:
+        kind = "no receipt" if read_receipt(folder, spec.name) is None else "a receipt that does not fit its outputs"
+        raise IntegrityError(f"stage {spec.name}: ended with {kind}", f"see {log or 'its log'}, then run again")
+    say(f"{spec.name}: done in {time.monotonic() - started:.0f} s")
+
+
+def read_report(folder: str) -> dict[str, Any]:
+    """The run's report as plain data."""
+    uri = join(folder, "report.json")
+    try:
+        content = json.loads(read_bytes(uri))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{uri}: not a report", "remove receipts/release.json and run again")
+    return content

@@ -1,0 +1,121 @@
+"""The argument list and environment of one worker process group: pure functions, nothing is started here.
+
+Ranks meet on a port that the kernel chooses, on the loopback address, so that runs side by side never collide and an
+odd host name does no harm.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from pipeline.chain import StageSpec
+from pipeline.config import LaunchConfig
+from pipeline.errors import ConfigError
+from pipeline.records import record
+
+__all__ = ["JobSpec", "Resources", "check_job", "count_gpus", "resources", "stage_job"]
+
+
+@record
+class Resources:
+    """What this machine gives a stage."""
+
+    ranks: int
+    threads: int
+    gpus: int
+    cores: int
+
+
+@record
+class JobSpec:
+    """One process to start: an argument list, never a shell line, and its whole environment."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def count_gpus(env: Mapping[str, str]) -> int:
+    """GPUs that the ranks may use: those of `nvidia-smi -L`, limited by CUDA_VISIBLE_DEVICES; none with a CPU torch."""
+    tool = shutil.which("nvidia-smi", path=env.get("PATH"))
+    if tool is None or _torch_is_for_cpu():
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    present = sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    if "CUDA_VISIBLE_DEVICES" not in env:
+        return present
+    chosen = [item.strip() for item in env["CUDA_VISIBLE_DEVICES"].split(",") if item.strip()]
+    # CUDA ignores every device after the first invalid one; -1 is the usual way to write "none".
+    return min(present, chosen.index("-1") if "-1" in chosen else len(chosen))
+
+
+def _torch_is_for_cpu() -> bool:
+    try:
+        return importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def resources(launch: LaunchConfig, env: Mapping[str, str] | None = None) -> Resources:
+    """Ranks and threads for this machine: all GPUs, else two ranks, else one on a single core.
+
+    Raises:
+        ConfigError: more ranks than GPUs; two ranks on one GPU cannot form an NCCL group.
+    """
+    gpus, cores = count_gpus(os.environ if env is None else env), len(os.sched_getaffinity(0))
+    ranks = launch.ranks or gpus or min(2, cores)
+    if gpus and ranks > gpus:
+        raise ConfigError(f"launch.ranks: {ranks} ranks on {gpus} GPUs", "use at most one rank per GPU, or CUDA_VISIBLE_DEVICES=")
+    return Resources(ranks=ranks, threads=launch.threads or max(1, cores // ranks), gpus=gpus, cores=cores)
+
+
+def _environment(base: Mapping[str, str], machine: Resources, threads: int) -> dict[str, str]:
+    bin_folder = os.path.dirname(sys.executable)
+    env = {
+        **base,
+        "OMP_NUM_THREADS": str(threads),
+        # A file called torch.py in the user's folder must not shadow the real one.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        # Weights and data sets come from the configuration, never from a hub at run time.
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # ninja, which DeepSpeed's compiled ops ask for by name, lies beside the interpreter.
+        "PATH": os.pathsep.join([bin_folder, base.get("PATH", os.defpath)]),
+    }
+    if not machine.gpus:
+        env["DS_ACCELERATOR"] = "cpu"
+        env["GLOO_SOCKET_IFNAME"] = "lo"
+    # The agent's own LOGLEVEL stays: launch.worker reads from its lines how a rank ended.
+    env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    return env
+
+
+def stage_job(spec: StageSpec, folder: str, machine: Resources, *, threads: int = 0) -> JobSpec:
+    """The process that runs one stage: torchrun's agent with its ranks, or a single worker.
+
+    Args:
+        spec: the stage.
+        folder: the run folder.
+        machine: ranks and cores.
+        threads: `launch.threads`; a stage with one process takes all cores unless this is set.
+    """
+    worker = ("-m", "pipeline", spec.name, folder)
+    if not spec.distributed:
+        return JobSpec(argv=(sys.executable, *worker), env=_environment(os.environ, machine, threads or machine.cores))
+    agent = (
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes=1", f"--nproc-per-node={machine.ranks}", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=unlearn", "--local-addr=127.0.0.1"),
+    )
+    return JobSpec(argv=(*agent, *worker), env=_environment(os.environ, machine, machine.threads))
+
+
+def check_job(file: str, machine: Resources) -> JobSpec:
+    """The process that decodes all parts of a resolved configuration and builds the model, touching nothing."""
+    argv = (sys.executable, "-m", "pipeline", "check", file)
+    return JobSpec(argv=argv, env=_environment(os.environ, machine, machine.cores))

@@ -1,0 +1,155 @@
+"""`unlearn verify`: hash what a run published and follow its receipts from stage to stage.
+
+Works offline and without torch. It shows that nothing changed since the receipts were written; it cannot show who wrote
+them, because nothing is signed yet.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import yaml
+
+from launch.local import refuse_other_batch
+from pipeline.chain import CHAIN, chain_for, config_digest, read_receipt
+from pipeline.config import RunConfig
+from pipeline.decode import decode, digest
+from pipeline.errors import ConfigError, IntegrityError, StorageError, UnlearnError
+from pipeline.records import FileRef, Manifest, Receipt, ShardRef, record
+from pipeline.storage import absolute, exists, hash_file, is_local, join, list_files, read_bytes
+
+__all__ = ["Findings", "verify"]
+
+
+@record
+class Findings:
+    """What was checked and everything that is wrong. `remote` shards lie on other storage and were not fetched."""
+
+    folder: str
+    receipts: int
+    files: int
+    shards: int
+    remote: int
+    faults: tuple[str, ...]
+    schema: Literal["findings/1"] = "findings/1"
+
+
+class _Hashes:
+    """Hashes each file once, however many records name it, and words what is wrong with it."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.seen: dict[str, FileRef | None] = {}
+
+    def fault(self, ref: FileRef | ShardRef, said_by: str) -> str | None:
+        uri = join(self.folder, ref.uri)
+        if uri not in self.seen:
+            try:
+                self.seen[uri] = hash_file(uri)
+            except StorageError:
+                self.seen[uri] = None
+        found = self.seen[uri]
+        if found is None:
+            return f"{said_by}: {uri}: missing or unreadable"
+        if (found.sha256, found.bytes) != (ref.sha256, ref.bytes):
+            return f"{said_by}: {uri}: changed"
+        return None
+
+
+def verify(folder: str) -> Findings:
+    """Check a run folder against its own receipts and manifest.
+
+    Raises:
+        StorageError: there is no run in the folder.
+    """
+    folder = absolute(folder)
+    if not exists(join(folder, "config.yaml")) and not exists(join(folder, "receipts")):
+        raise StorageError(f"{folder}: no run lies here", "name a run folder, the one that `unlearn run` printed")
+    config, faults = _config(folder)
+    receipts = _receipts(folder, config, faults)
+    hashes = _Hashes(folder)
+    for receipt in receipts.values():
+        said_by = f"stage {receipt.stage}"
+        faults += [fault for ref in receipt.outputs if (fault := hashes.fault(ref, said_by))]
+    files = len(hashes.seen)
+    shards, remote = _manifest(folder, hashes, faults)
+    faults += _report_faults(folder, receipts)
+    return Findings(
+        folder=folder, receipts=len(receipts), files=files, shards=shards, remote=remote, faults=tuple(dict.fromkeys(faults))
+    )
+
+
+def _config(folder: str) -> tuple[RunConfig | None, list[str]]:
+    where = join(folder, "config.yaml")
+    try:
+        return decode(RunConfig, yaml.safe_load(read_bytes(where)), where=where), []
+    except StorageError:
+        return None, [f"{where}: missing or unreadable"]
+    except (ConfigError, yaml.YAMLError, ValueError):
+        return None, [f"{where}: changed: not the configuration of a run"]
+
+
+def _receipts(folder: str, config: RunConfig | None, faults: list[str]) -> dict[str, Receipt]:
+    """The intact receipts by stage; what is missing, unknown, changed or does not fit goes to `faults`."""
+    found: dict[str, Receipt] = {}
+    needed = chain_for(config) if config else CHAIN
+    for spec in needed:
+        try:
+            receipt = read_receipt(folder, spec.name)
+        except (IntegrityError, StorageError) as fault:
+            faults.append(f"stage {spec.name}: {fault.message}")
+            continue
+        if receipt is None:
+            faults.append(f"stage {spec.name}: no receipt; the stage has not run")
+            continue
+        found[spec.name] = receipt
+        if config and receipt.config_digest != config_digest(config, spec):
+            faults.append(f"stage {spec.name}: config.yaml differs from the configuration it ran with")
+    for stage_name, receipt in found.items():
+        for name, recorded in receipt.inputs.items():
+            if name in found and digest(found[name].outputs) != recorded:
+                faults.append(f"stage {stage_name}: was made from other outputs of stage {name}")
+    known = {f"{spec.name}.json" for spec in CHAIN}
+    for uri in list_files(join(folder, "receipts")):
+        if uri.rsplit("/", 1)[-1] not in known:
+            faults.append(f"{uri}: not a receipt of any stage")
+    return found
+
+
+def _manifest(folder: str, hashes: _Hashes, faults: list[str]) -> tuple[int, int]:
+    """Hash the index and every shard that the manifest names; returns how many were hashed and how many lie elsewhere."""
+    uri = join(folder, "manifest.json")
+    if not exists(uri):
+        return 0, 0  # The receipt of stage shard, or its absence, has named this already.
+    try:
+        manifest = decode(Manifest, json.loads(read_bytes(uri)), where=uri, error=IntegrityError)
+    except (IntegrityError, ValueError):
+        faults.append(f"stage shard: {uri}: changed: not a manifest")
+        return 0, 0
+    refs: dict[str, ShardRef | FileRef] = {ref.uri: ref for split in manifest.splits for ref in split.shards}
+    checked = 0
+    for ref in (*refs.values(), manifest.index):
+        if not is_local(join(folder, ref.uri)) and is_local(folder):
+            continue
+        checked += ref is not manifest.index
+        if fault := hashes.fault(ref, "manifest"):
+            faults.append(fault)
+    try:
+        refuse_other_batch(folder, manifest.batch_digest)
+    except UnlearnError as refusal:
+        faults.append(f"stage shard: {refusal.message}")
+    return checked, len(refs) - checked
+
+
+def _report_faults(folder: str, receipts: dict[str, Receipt]) -> list[str]:
+    """Compare the digests that the report repeats in its `provenance` with the receipts."""
+    uri = join(folder, "report.json")
+    if not exists(uri):
+        return []
+    try:
+        repeated = {entry["stage"]: entry["digest"] for entry in json.loads(read_bytes(uri))["provenance"]["receipts"]}
+    except (ValueError, KeyError, TypeError):
+        return [f"stage release: {uri}: changed: names no receipts"]
+    differing = [name for name, value in repeated.items() if name not in receipts or value != digest(receipts[name])]
+    return [f"stage release: {uri}: drawn from another receipt of stage {name} than lies here" for name in differing]

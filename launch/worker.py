@@ -1,0 +1,228 @@
+"""Start one worker process group, wait for it, and turn its end into nothing, one named error, or a crash.
+
+The worker's standard output is ours, so its progress bars see the terminal. Its standard error is captured: it goes to
+the stage's log, and to the user only when the worker ended by a bug.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from launch.torchrun import JobSpec
+from pipeline import errors
+from pipeline.errors import Preempted, UnlearnError
+
+__all__ = ["WorkerError", "run_worker"]
+
+# torchrun's agent gives its ranks 30 s to save their state after SIGTERM; wait a little longer than it does.
+GRACE_SECONDS = 40.0
+TAIL_LINES = 400
+AGAIN = "run the same command again; it goes on where it stopped"
+# From <sys/prctl.h>.
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class WorkerError(Exception):
+    """A worker ended by a bug of ours; `output` holds the end of what it wrote to standard error."""
+
+    def __init__(self, message: str, output: str) -> None:
+        super().__init__(message)
+        self.output = output
+
+
+def _prctl() -> Callable[[int, int], int]:
+    """Linux's prctl, or a function that does nothing elsewhere. Loaded before the fork: a forked child must not load."""
+    if sys.platform != "linux":
+        return lambda option, value: 0
+    library = ctypes.CDLL(None, use_errno=True)
+    return lambda option, value: int(library.prctl(option, value, 0, 0, 0))
+
+
+def _children() -> set[int]:
+    """Process ids of this process's children, from /proc; empty where there is none."""
+    found, me = set(), os.getpid()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The command name, in parentheses, may hold spaces; state and parent follow it.
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == me:
+                found.add(int(stat.parent.name))
+    return found
+
+
+@contextlib.contextmanager
+def _adopting() -> Iterator[None]:
+    """While the body runs, ranks whose agent died become our children; at its end none of them is left."""
+    prctl, before = _prctl(), _children()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            deadline = time.monotonic() + patience
+            left = _children() - before
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            while left and time.monotonic() < deadline:
+                for pid in list(left):
+                    with contextlib.suppress(ChildProcessError):
+                        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                            continue
+                    left.discard(pid)
+                time.sleep(0.02)
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+@contextlib.contextmanager
+def _terminable(what: str) -> Iterator[None]:
+    """SIGTERM raises Preempted in the body, as Ctrl-C raises KeyboardInterrupt; the old handler is put back."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Preempted(f"{what}: stopped by {signal.Signals(number).name}", AGAIN)
+
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+class _Capture(threading.Thread):
+    """Reads a worker's standard error to its end, keeps the last lines, and copies all to a log file."""
+
+    def __init__(self, stream: IO[bytes], log: str) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._log = stream, log
+        self._lines: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+        self.start()
+
+    def run(self) -> None:
+        with self._stream, contextlib.ExitStack() as stack:
+            copy: IO[bytes] | None = None
+            if self._log:
+                with contextlib.suppress(OSError):
+                    os.makedirs(os.path.dirname(self._log), exist_ok=True)
+                    copy = stack.enter_context(open(self._log, "wb", buffering=0))
+            for line in self._stream:
+                self._lines.append(line.decode(errors="replace").rstrip("\n"))
+                try:
+                    if copy:
+                        copy.write(line)
+                except OSError:  # A full disk must not stop the reading, or the worker would hang on a full pipe.
+                    copy = None
+
+    def text(self) -> str:
+        # A stray grandchild may hold the pipe open; what matters was written before the worker ended.
+        self.join(timeout=5)
+        return "\n".join(list(self._lines))
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the group, so that ranks save their state; SIGKILL when the grace is over or the user insists."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    try:
+        child.wait(GRACE_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt, Preempted):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "", to_stderr: bool = False) -> None:
+    """Run one worker process group to its end.
+
+    Args:
+        job: what to start.
+        what: how messages call it, e.g. `stage train`.
+        lock: descriptor of the run folder's lock. It becomes the worker's standard input, the one descriptor that
+            torchrun hands on to its ranks, so that a rank which outlives us keeps the folder locked.
+        log: local file for the worker's standard error; empty for none.
+        to_stderr: send the worker's standard output to our standard error, because ours must be JSON.
+
+    Raises:
+        UnlearnError: the worker's own named error, or Preempted when a signal ended it.
+        WorkerError: anything else that is not success.
+    """
+    prctl, parent = _prctl(), os.getpid()
+
+    def die_with_parent() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # The parent died between fork and prctl.
+            os._exit(75)
+
+    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch, _terminable(what):
+        error_file = os.path.join(scratch, "error.jsonl")
+        with _adopting():
+            child = subprocess.Popen(
+                job.argv,
+                env={**job.env, "UNLEARN_ERROR_FILE": error_file},
+                stdin=subprocess.DEVNULL if lock is None else lock,
+                stdout=2 if to_stderr else None,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - no thread of ours is alive at the fork
+            )
+            assert child.stderr is not None
+            capture = _Capture(child.stderr, log)
+            try:
+                code = child.wait()
+            except BaseException:
+                _stop(child)
+                raise
+        output = capture.text()
+        if code:
+            raise _named_error(error_file) or _signalled(what, code, output) or _crash(what, code, output)
+
+
+def _named_error(error_file: str) -> UnlearnError | None:
+    """The error that a rank wrote down. A real cause goes before the mere stop of the other ranks."""
+    found: list[UnlearnError] = []
+    with contextlib.suppress(OSError):
+        for line in Path(error_file).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                kind = getattr(errors, str(entry["kind"]), UnlearnError)
+                fault = (kind if issubclass(kind, UnlearnError) else UnlearnError)(str(entry["message"]), str(entry["cure"]))
+                found.append(fault)
+    found.sort(key=lambda fault: isinstance(fault, Preempted))
+    return found[0] if found else None
+
+
+def _signalled(what: str, code: int, output: str) -> Preempted | None:
+    """Preempted when SIGKILL, SIGTERM or SIGHUP ended the worker or one of its ranks; memory shortage shows as SIGKILL."""
+    codes = [-code] if code < 0 else []
+    ranks = [-int(text) for text in re.findall(r"exitcode\s*: (-?\d+)", output)]
+    if "forcefully exiting via" in output:
+        # The agent itself killed a rank that did not answer, after another had failed: the first failure counts.
+        ranks = ranks[:1]
+    # A rank that lost its peer is sent SIGTERM by the agent, so SIGKILL is the better witness.
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
+        if number in codes or (number in ranks and (number == signal.SIGKILL or ranks[0] == number)):
+            who = "the worker" if number in codes else "a rank"
+            return Preempted(
+                f"{what}: {who} was killed by {number.name}", f"{AGAIN} (out of memory? use fewer ranks or a smaller batch)"
+            )
+    return Preempted(f"{what}: stopped before its end", AGAIN) if code == 75 else None
+
+
+def _crash(what: str, code: int, output: str) -> WorkerError:
+    """A crash with the ranks' own words; the agent's account of its own raising adds nothing to them."""
+    agent = re.search(r"^E\d{4} .*torch/distributed/elastic", output, flags=re.MULTILINE)
+    words = output[: agent.start()] if agent and output[: agent.start()].strip() else output
+    return WorkerError(f"{what}: ended with code {code}; this is a bug of ours", words.rstrip())

@@ -1,0 +1,100 @@
+"""Worker entry: `python -m pipeline STAGE FOLDER` runs one stage on this process; `check FILE` decodes a configuration.
+
+torchrun starts one such process a rank. A named failure goes as JSON to the file that `UNLEARN_ERROR_FILE` names (the
+first rank to fail writes it) and ends the process with the error's exit code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+
+import yaml
+
+from pipeline import component
+from pipeline.chain import CHAIN, stage
+from pipeline.config import RunConfig
+from pipeline.decode import decode
+from pipeline.errors import ConfigError, UnlearnError
+from pipeline.stages.runner import read_run, run_stage
+from pipeline.storage import read_bytes
+
+__all__ = ["main"]
+
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends, so that a killed launcher leaves no orphan at work."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _check(file: str) -> None:
+    """Decode every part of a resolved configuration and build the model without memory."""
+    import torch
+
+    config = decode(RunConfig, yaml.safe_load(read_bytes(file)), where="configuration")
+    with torch.device("meta"):
+        component.build("model", config.model)
+    component.build("task", config.task)
+    component.decode_config("source", config.source)
+    component.load("method", config.method["component"]).check(component.decode_config("method", config.method))
+
+
+def _run(name: str, folder: str) -> None:
+    config = read_run(folder)
+    if not stage(name, config).distributed:
+        run_stage(name, folder)
+        return
+    from pipeline.engine.distributed import join_group, leave_group
+
+    group = join_group(timeout_seconds=config.launch.timeout_seconds)
+    run_stage(name, folder, rank=group.rank, world_size=group.world_size)
+    # Only after success: on a failure ranks disagree, and a collective would hang.
+    leave_group()
+
+
+def _report(fault: UnlearnError) -> None:
+    path = os.environ.get("UNLEARN_ERROR_FILE", "")
+    facts = {"kind": type(fault).__name__, "message": fault.message, "cure": fault.cure, "exit_code": fault.exit_code}
+    if not path:
+        print(f"error: {fault}", file=sys.stderr)
+        return
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(handle, "w") as stream:
+        stream.write(json.dumps(facts))
+
+
+def main(arguments: list[str]) -> int:
+    """Run and return the exit code; a bug of ours escapes as a traceback."""
+    _die_with_parent()
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("accelerate", "DeepSpeed", "torch", "fsspec", "matplotlib", "PIL", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        if len(arguments) != 2:
+            raise ConfigError("usage: python -m pipeline STAGE FOLDER", f"stages: check, {', '.join(s.name for s in CHAIN)}")
+        name, place = arguments
+        if name == "check":
+            _check(place)
+        elif name in {spec.name for spec in CHAIN}:
+            _run(name, place)
+        else:
+            raise ConfigError(f"no stage is called '{name}'", f"stages: check, {', '.join(s.name for s in CHAIN)}")
+    except UnlearnError as fault:
+        _report(fault)
+        return fault.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

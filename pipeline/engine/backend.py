@@ -1,0 +1,192 @@
+"""DeepSpeed behind six verbs: forward, backward, step, save, load, weights. ZeRO 0 to 3, fp32 and bf16.
+
+DeepSpeed averages gradients over ranks, so a loss function gives each rank its share of the global loss times the
+number of ranks; results then do not depend on the world size beyond rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import EngineConfig
+from pipeline.engine.distributed import ProcessGroup
+from pipeline.errors import CheckpointError
+from pipeline.records import record
+
+log = logging.getLogger("unlearn")
+
+__all__ = ["Backend", "OptimizerConfig", "quiet_deepspeed"]
+
+
+@record
+class OptimizerConfig:
+    """AdamW and its schedule: linear warm-up, then a half cosine to zero or a constant."""
+
+    learning_rate: float
+    steps: int
+    warmup_steps: int = 0
+    decay: bool = True
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the 0-based `step`; a pure function, so a resumed run needs no scheduler state."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return self.learning_rate * rise * (0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay else 1.0)
+
+
+def quiet_deepspeed(config: EngineConfig) -> Any:
+    """Import DeepSpeed with its noise down and its just-in-time CPU op off unless asked for and possible."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        compiler = shutil.which("c++") or shutil.which("g++")
+        if not (config.jit_ops and compiler):
+            # On CPU, init_distributed would compile this op; gloo carries the collectives without it.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            why = "engine.jit_ops is off" if not config.jit_ops else "no C++ compiler here"
+            log.info("DeepSpeed's just-in-time shared-memory op is switched off (%s): gloo carries the collectives", why)
+    return deepspeed
+
+
+class Backend:
+    """One model under DeepSpeed for one phase.
+
+    Args:
+        model: built and loaded; ZeRO 3 partitions it here (building it under `zero.Init` would lose its weights).
+        engine: ZeRO stage and precision.
+        optimizer: schedule and clipping.
+        micro_batch: samples a rank gets per step, for DeepSpeed's bookkeeping.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, micro_batch: int, group: ProcessGroup
+    ) -> None:
+        deepspeed = quiet_deepspeed(engine)
+        if not torch.distributed.is_initialized() and group.world_size == 1:
+            store = torch.distributed.HashStore()
+            kind = "gloo" if group.device.type == "cpu" else "nccl"
+            torch.distributed.init_process_group(kind, store=store, rank=0, world_size=1)
+        deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
+        self._config, self._optimizer, self._group = engine, optimizer, group
+        self._names = [name for name, _ in model.named_parameters()]
+        self._bad = torch.zeros((), device=group.device)
+        for parameter in model.parameters():
+            parameter.register_hook(self._watch)
+        settings = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_clipping": optimizer.clip,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": engine.zero_stage, "stage3_param_persistence_threshold": 0},
+            "bf16": {"enabled": engine.precision == "bf16"},
+            "steps_per_print": 2**31,
+        }
+        adam = torch.optim.AdamW(
+            model.parameters(), lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
+        self.engine.checkpoint_engine = _safe_engine(self.engine.checkpoint_engine)
+
+    def _watch(self, gradient: Tensor) -> None:
+        # Checked here, before ZeRO reduces: a non-finite norm there is encoded as -1 and clipping by it turns the
+        # step's sign (DeepSpeed issue 8614).
+        self._bad += (~torch.isfinite(gradient).all()).float()
+
+    @property
+    def model(self) -> nn.Module:
+        """The wrapped model; calling it is a forward pass."""
+        wrapped: nn.Module = self.engine
+        return wrapped
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Back-propagate this rank's share; returns the number of this rank's non-finite gradients, fp32 []."""
+        self._bad.zero_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine.backward(loss)
+        return self._bad
+
+    def step(self, step: int) -> None:
+        """Clip and move the weights with the learning rate of 0-based `step`."""
+        for parameters in self.engine.optimizer.param_groups:
+            parameters["lr"] = self._optimizer.rate(step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine.step()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Any:
+        """Forward passes without gradients."""
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                yield self.engine
+        finally:
+            self.engine.train()
+
+    def save(self, folder: str) -> None:
+        """Write sharded weights and optimizer states below the local `folder`; every rank must call."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine.save_checkpoint(folder, tag="engine", save_latest=False)
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote at the same world size; every rank must call."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path, _ = self.engine.load_checkpoint(folder, tag="engine")
+        if path is None:
+            raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint", "remove the folder and run again")
+
+    def weights(self) -> dict[str, Tensor]:
+        """Consolidated fp32 master weights on the CPU, by parameter name, and buffers; every rank must call."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        full: dict[str, Tensor] = {}
+        for name, parameter in zip(self._names, self.engine.module.parameters(), strict=True):
+            master = safe_get_full_fp32_param(parameter)
+            full[name] = (parameter if master is None else master).detach().float().cpu().clone().reshape(self._shape(parameter))
+        for name, buffer in self.engine.module.named_buffers():
+            full[name] = buffer.detach().cpu().clone()
+        return full
+
+    def _shape(self, parameter: nn.Parameter) -> torch.Size:
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 empties the parameter itself
+        return shape
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self.engine.destroy()
+
+
+def _safe_engine(engine: Any) -> Any:
+    """DeepSpeed's checkpoint engine with loading limited to tensors, plain data and four plain classes of DeepSpeed."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+    def load(path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    engine.load = load
+    return engine

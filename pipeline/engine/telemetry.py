@@ -1,0 +1,95 @@
+"""What a phase tells while it runs, on rank zero only: metrics.jsonl, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.engine.checkpoint import TrainState
+from pipeline.engine.distributed import ProcessGroup
+from pipeline.storage import exists, is_local, join, publish_bytes, read_bytes
+
+__all__ = ["Telemetry"]
+
+
+class Telemetry:
+    """Lines in `metrics/<phase>.jsonl`, scalars in `tensorboard/<phase>/`, a bar on a terminal.
+
+    After a restart the lines of steps that will be run again are dropped, so each step stands once. Lines are
+    published when the phase ends or saves; buckets have no append.
+    """
+
+    def __init__(self, folder: str, phase: str, *, every: int, group: ProcessGroup) -> None:
+        self._uri, self._phase, self._every, self._first = (
+            join(folder, "metrics", f"{phase}.jsonl"),
+            phase,
+            every,
+            group.rank == 0,
+        )
+        self._logs = join(folder, "tensorboard") if is_local(folder) else os.path.join(tempfile.gettempdir(), "i2i-tensorboard")
+        self._lines: list[str] = []
+        self._steps = 0
+        self._board: Any = None
+        self._bar: Progress | None = None
+        self._mark = TrainState()
+
+    @property
+    def relative_uri(self) -> str:
+        """The metrics file, relative to the run folder."""
+        return f"metrics/{self._phase}.jsonl"
+
+    def start(self, step: int, steps: int) -> None:
+        """Begin at `step` of `steps`."""
+        self._steps = steps
+        if not self._first:
+            return
+        if step and exists(self._uri):
+            lines = read_bytes(self._uri).decode().splitlines()
+            self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+        from accelerate.tracking import TensorBoardTracker
+
+        self._board = TensorBoardTracker(self._phase, logging_dir=self._logs)
+        self._board.start()
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._bar.add_task(self._phase, total=steps, completed=step, rate="")
+
+    def step(self, state: TrainState) -> None:
+        """Record one finished step."""
+        if not self._first:
+            return
+        seconds = state.seconds - self._mark.seconds
+        rate = (state.sample_gradients - self._mark.sample_gradients) / seconds if seconds > 0 else 0.0
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.step, rate=f"{rate:,.0f} images/s")
+        if state.step % self._every and state.step != self._steps:
+            return
+        self._mark = state
+        values = {name: round(value, 8) for name, value in state.measures.items()}
+        line = {"step": state.step, "seconds": round(state.seconds, 3), "images_per_second": round(rate, 1), **values}
+        self._lines.append(json.dumps(line))
+        if self._board is not None:
+            self._board.log({f"{self._phase}/{name}": value for name, value in values.items()}, step=state.step)
+
+    def flush(self) -> None:
+        """Publish the lines so far."""
+        if self._first:
+            publish_bytes(self._uri, ("\n".join(self._lines) + "\n").encode())
+
+    def close(self) -> None:
+        """Publish, close TensorBoard and the bar."""
+        self.flush()
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            with contextlib.suppress(Exception):
+                self._board.finish()

@@ -1,0 +1,168 @@
+"""Decoupling and knowledge retention: ascend on forget images to the level lambda, then fine-tune on retained ones.
+
+After arXiv 2502.04260. The level is that of images the model never saw, so forget images end as unseen ones do, no
+better and no worse. Plain fine-tuning after the ascent brings forgotten images back, because retained images teach the
+same completion; a guard that holds the forget loss near lambda during retention prevents it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.stream import Batch
+from pipeline.errors import ConfigError
+from pipeline.methods.base import LossContext, Losses, group_means, plain_loss
+from pipeline.records import record
+
+__all__ = ["AscentConfig", "CalibrationConfig", "Config", "Decouple", "RetentionConfig", "build"]
+
+
+@record
+class CalibrationConfig:
+    """How lambda is found when it is not given."""
+
+    shadow_share: float = 0.08
+    """Length of the shadow's retain-only training, as a share of the steps of retraining."""
+    margin: float = 0.05
+    """A group is taken as unseen already when its AUC's interval holds 0.5 or lies within 0.5 +- margin ..."""
+    min_samples: int = 100
+    """... and it has at least this many images: with fewer the test finds nothing because it has no power."""
+    samples: int = 2000
+    """Images measured per group."""
+
+
+@record
+class AscentConfig:
+    """Phase 1."""
+
+    passes: int = 2
+    """Most passes over the forget images; a pass is always finished, so that each is seen equally often."""
+    batch_size: int = 128
+    """Global batch."""
+    learning_rate: float = 3e-4
+    """AdamW, constant."""
+    clip: float = 1.0
+    """Largest global gradient norm."""
+    reached: float = 0.9
+    """The phase ends after a pass when each group's loss is at least this share of its lambda."""
+    retain_floor: float = 2.0
+    """Return to the last good state when unseen retained images lose more than this factor of the original's loss."""
+    runaway: float = 4.0
+    """Return to the last good state when a batch's forget loss exceeds this multiple of lambda."""
+    probe_steps: int = 6
+    """Steps between looks at the retain floor."""
+
+
+@record
+class RetentionConfig:
+    """Phase 2."""
+
+    share: float = 0.075
+    """Steps, as a share of the steps of retraining; at least 1 step."""
+    batch_size: int = 96
+    """Global batch of retained images."""
+    guard_batch_size: int = 32
+    """Global batch of forget images that the guard reads beside it."""
+    guard_weight: float = 0.1
+    """Beta, the guard's weight."""
+    learning_rate: float = 5e-4
+    """Peak of AdamW's cosine schedule."""
+    warmup_steps: int = 5
+    """Linear rise to the peak."""
+    clip: float = 1.0
+    """Largest global gradient norm."""
+
+
+@record
+class Config:
+    """Decouple, then retain."""
+
+    level: Literal["calibrate"] | float | Mapping[Literal["class", "images"], float] = "calibrate"
+    """Lambda: `calibrate`, one number, or a number for each kind of group."""
+    retention: Literal["guarded", "plain"] = "guarded"
+    """`guarded` reads forget images during phase 2, which excludes a certificate; `plain` reads retained ones only."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    ascent: AscentConfig = AscentConfig()
+    retain: RetentionConfig = RetentionConfig()
+
+
+class Decouple:
+    """The two losses. `levels[g]` is lambda of group g, or None for a group that needs no forgetting."""
+
+    def __init__(self, config: Config, levels: Sequence[float | None], context: LossContext) -> None:
+        self.config, self._context = config, context
+        self._levels = levels
+
+    def _hold(self, losses: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float], int]:
+        """sum over groups g of |mean loss of g - lambda_g|, as this rank's share of the gradient.
+
+        Below lambda this is gradient ascent, above it descent: the sign comes from the global mean.
+        """
+        sums, means, counts = group_means(losses, batch, len(self._levels), self._context)
+        total, measures = losses.sum() * 0.0, {}
+        for number, level in enumerate(self._levels):
+            if level is None or not counts[number]:
+                continue
+            sign = 1.0 if float(means[number]) > level else -1.0
+            total = total + sums[number] * (sign * self._context.world_size / float(counts[number]))
+            measures[f"forget_loss_{number}"] = float(means[number])
+        return total, measures, int(counts.sum())
+
+    def forget_loss(self, model: nn.Module, batch: Batch) -> Losses:
+        """Phase 1: ascent on every group below its lambda; a group that overshoots within a pass is held."""
+        (losses,) = self._context.per_sample(model, batch)
+        total, measures, samples = self._hold(losses, batch)
+        return Losses(total=total, measures=measures, samples=samples)
+
+    def retain_loss(self, model: nn.Module, batch: tuple[Batch, Batch]) -> Losses:
+        """Phase 2, guarded: L_retain + beta * sum over g of |mean forget loss of g - lambda_g|, both sides."""
+        retained, forgotten = batch
+        losses, guarded = self._context.per_sample(model, retained, forgotten)
+        weight = self._context.weights(retained)
+        summed = self._context.sum(torch.stack([(losses.detach() * weight).sum(), weight.sum()]))
+        total = (losses * weight).sum() * (self._context.world_size / float(summed[1]))
+        guard, measures, samples = self._hold(guarded, forgotten)
+        measures = {"retain_loss": float(summed[0] / summed[1]), **measures}
+        return Losses(total=total + self.config.retain.guard_weight * guard, measures=measures, samples=int(summed[1]) + samples)
+
+    def retention(self) -> tuple[Callable[[nn.Module, Any], Losses], bool]:
+        """Phase 2's loss, and whether it reads forget images."""
+        guarded = self.config.retention == "guarded" and any(level is not None for level in self._levels)
+        return (self.retain_loss, True) if guarded else (plain_loss(self._context), False)
+
+
+def build(config: Config, levels: Sequence[float | None], context: LossContext) -> Decouple:
+    """Build the method. Raises ConfigError for settings that cannot work."""
+    check(config)
+    return Decouple(config, levels, context)
+
+
+def check(config: Config) -> None:
+    """Refuse values that decode but cannot work."""
+    given = {"class": config.level, "images": config.level} if isinstance(config.level, float) else config.level
+    positive = {
+        "ascent.passes": config.ascent.passes,
+        "ascent.batch_size": config.ascent.batch_size,
+        "ascent.learning_rate": config.ascent.learning_rate,
+        "ascent.clip": config.ascent.clip,
+        "ascent.probe_steps": config.ascent.probe_steps,
+        "retain.share": config.retain.share,
+        "retain.batch_size": config.retain.batch_size,
+        "retain.guard_batch_size": config.retain.guard_batch_size,
+        "retain.learning_rate": config.retain.learning_rate,
+        "retain.clip": config.retain.clip,
+        "calibration.shadow_share": config.calibration.shadow_share,
+        "calibration.samples": config.calibration.samples,
+        **({f"level.{kind}": value for kind, value in given.items()} if isinstance(given, Mapping) else {}),
+    }
+    for field, value in positive.items():
+        if not isinstance(value, int | float) or not value > 0:
+            raise ConfigError(f"method.{field}: must be above 0, got {value}", "correct the field")
+    if config.ascent.retain_floor <= 1 or config.ascent.runaway <= 1:
+        raise ConfigError("method.ascent: retain_floor and runaway must be above 1", "write e.g. 2.0 and 4.0")
+    if config.retain.guard_weight < 0:
+        raise ConfigError("method.retain.guard_weight: must not be negative", "write 0 or more")

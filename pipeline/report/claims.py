@@ -1,0 +1,93 @@
+"""What may be said of the released model, why no more, and what is expressly not claimed.
+
+An audit can refute a claim of forgetting, never certify one; so the words are always "measured; no certificate".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.report.numbers import between, count, decimals, ratio
+
+__all__ = ["WORDS", "claims"]
+
+WORDS = "measured; no certificate"
+
+NOT_CLAIMED = (
+    "That no trace of the forgotten images is left: measurements can show a trace, never its absence.",
+    "An (ε, δ) guarantee of any kind.",
+    "Resistance to attacks that were not run: relearning, extraction, poisoning, attacks with shadow models.",
+    "That every single image is forgotten: the figures describe groups, and a group can look right while one image does not.",
+    "That other files are clean: the source data, the original weights and earlier checkpoints still hold what they held.",
+    "Legal compliance: a report states facts; whether they suffice is for those who must answer for it.",
+)
+
+
+def claims(facts: dict[str, Any]) -> dict[str, Any]:
+    """`words`, `reasons` (why no certificate), `may_say` (measured statements), `not_claimed`, `limits` (of these tests)."""
+    return {
+        "words": WORDS,
+        "reasons": _reasons(facts),
+        "may_say": _may_say(facts),
+        "limits": _limits(facts),
+        "not_claimed": list(NOT_CLAIMED),
+    }
+
+
+def _reasons(facts: dict[str, Any]) -> list[str]:
+    reasons = [
+        "At best it can be shown how far gradient ascent moved the model from the original. Forgetting is about its distance "
+        "to a model that never saw the images, and no bound covers that.",
+        "No calibrated noise was added, so nothing hides what the weights may still hold.",
+    ]
+    if facts["done"]["retention"]["mode"] == "guarded":
+        reasons.append(f"In this run {facts['done']['retention']['excludes']}.")
+    return reasons
+
+
+def _may_say(facts: dict[str, Any]) -> list[str]:
+    said = []
+    for row in facts["distance"]:
+        if row["split"] != "forget" or row["unlearned"]["value"] is None:
+            continue
+        own, before = row["unlearned"], row["original"]
+        said.append(
+            f"{row['group']}: on {count(row['n'])} forgotten images the errors lie at KS distance {decimals(own['value'])} "
+            f"({between(own)}) from a retrained model’s; the original’s lie at {decimals(before['value'])}."
+        )
+    for row in facts["membership"]:
+        own = row["unlearned"]
+        if own["value"] is not None:
+            said.append(
+                f"{row['group']}: a membership test by error scores {decimals(own['value'])} ({between(own)}); "
+                f"0.5 is chance. In words: {own['note']}."
+            )
+    own = facts["utility"]["unlearned"]
+    if own["value"] is not None:
+        said.append(f"On unseen images of kept kinds the error is {ratio(own['value'])} the retrained model’s ({between(own)}).")
+    return said
+
+
+def _limits(facts: dict[str, Any]) -> list[str]:
+    limits = []
+    if facts["utility"]["unlearned"]["value"] is None:
+        limits.append("Nothing was compared with a retrained model, so the main test of forgetting is missing.")
+    else:
+        limits.append("One retrained model is the yardstick. Two retrainings with different seeds also differ from each other.")
+    blind = [row["group"] for row in facts["membership"] if row["original"]["value"] is not None and not row["power"]]
+    for group in blind:
+        limits.append(
+            f"{group}: the membership test does not find these images in the original model either, so passing it shows nothing."
+        )
+    for row in facts["distance"]:
+        before = row["original"]["value"]
+        if row["split"] == "forget" and before is not None and before <= row["detectable"]:
+            limits.append(
+                f"{row['group']}: the original model is already within chance of the retrained one; there was little to forget."
+            )
+    for level in facts["levels"]:
+        if level["already_unseen"]:
+            limits.append(
+                f"{level['group']}: these images already looked unseen to the original model; the run did no more than it must."
+            )
+    return limits

@@ -1,0 +1,218 @@
+"""report.json: every fact of a run that may be published. Counts, groups and digests; no key, no subject, no request text.
+
+The page, the card and the table on the terminal are drawn from these facts and from nothing else (pictures apart).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.decode import digest, plain
+from pipeline.records import Calibration, Evaluations, FileRef, Manifest, MetricResult, PhaseOutcome, Receipt
+from pipeline.report.claims import claims
+from pipeline.report.headline import headline
+
+__all__ = ["SUBJECTS", "Evidence", "build_facts"]
+
+SUBJECTS = ("original", "unlearned", "retrained")
+PHASES = ("train", "retrain", "calibrate", "forget", "retain")
+UNLEARNING = ("calibrate", "forget", "retain")
+VERSIONS = ("torch", "deepspeed", "accelerate", "torchmetrics", "numpy")
+
+SPLITS: Mapping[str, str] = {
+    "forget": "forgotten",
+    "unseen": "unseen, same kind",
+    "retain": "kept, trained on",
+    "unseen_retain": "kept kinds, unseen",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the facts are drawn from. `phases` and `receipts` hold what exists; retraining may be absent."""
+
+    config: RunConfig
+    manifest: Manifest
+    calibration: Calibration
+    evaluations: Evaluations
+    phases: Mapping[str, PhaseOutcome]
+    receipts: Mapping[str, Receipt]
+    weights: FileRef
+
+
+def build_facts(evidence: Evidence) -> dict[str, Any]:
+    """All facts as plain JSON data; a figure that was not computed is None with a note."""
+    manifest, config = evidence.manifest, evidence.config
+    facts: dict[str, Any] = {
+        "schema": "report/1",
+        "run_id": manifest.run_id,
+        "name": config.name,
+        "asked": _asked(manifest),
+        "done": _done(evidence),
+        "levels": [plain(level) for level in evidence.calibration.levels],
+        "splits": dict(SPLITS),
+        "table": _table(evidence.evaluations),
+        "distance": _distance(evidence.evaluations),
+        "membership": _membership(evidence.evaluations),
+        "utility": _utility(evidence.evaluations),
+        "cost": _cost(evidence),
+        "figures": [
+            {"subject": item.subject, **plain(result)} for item in evidence.evaluations.evaluations for result in item.results
+        ],
+        "confidence": config.evaluation.confidence,
+    }
+    facts["claims"] = claims(facts)
+    facts |= headline(facts)
+    facts["provenance"] = _provenance(evidence)
+    return facts
+
+
+def _asked(manifest: Manifest) -> dict[str, Any]:
+    groups = [
+        {
+            "name": group.name,
+            "kind": group.kind,
+            "samples": group.samples,
+            "labels": [manifest.classes[label] for label in group.labels if 0 <= label < len(manifest.classes)],
+        }
+        for group in manifest.groups
+    ]
+    return {
+        "requests": manifest.requests,
+        "images": sum(group.samples for group in manifest.groups),
+        "groups": groups,
+        "splits": {split.name: split.samples for split in manifest.splits},
+        "shards_clean": manifest.shards_clean,
+        "shards_rewritten": manifest.shards_rewritten,
+        "batch_digest": manifest.batch_digest,
+    }
+
+
+def _done(evidence: Evidence) -> dict[str, Any]:
+    # What was done counts, not what was asked for: with no group left to forget, a guarded run reads no forget image.
+    guarded = bool(evidence.receipts["retain"].facts["guarded"])
+    excludes = "a guard reads forget images during retention, which excludes the certified route" if guarded else ""
+    return {
+        "component": {part: getattr(evidence.config, part)["component"] for part in ("source", "model", "task", "method")},
+        "retention": {"mode": "guarded" if guarded else "plain", "excludes": excludes},
+        "phases": [plain(evidence.phases[name]) for name in PHASES if name in evidence.phases],
+        "engine": plain(evidence.config.engine),
+    }
+
+
+def _find(evaluations: Evaluations, subject: str, name: str, split: str, group: str) -> MetricResult | None:
+    evaluation = evaluations.subject(subject)
+    return evaluation.find(name, split, group) if evaluation else None
+
+
+def _brief(result: MetricResult | None) -> dict[str, Any]:
+    """A figure without its address."""
+    if result is None:
+        return {"value": None, "low": None, "high": None, "note": "not computed"}
+    return {"value": result.value, "low": result.low, "high": result.high, "note": result.note}
+
+
+def _places(evaluations: Evaluations, name: str) -> list[tuple[str, str]]:
+    """Splits and groups for which a figure is listed, in order."""
+    found = [(r.split, r.group) for item in evaluations.evaluations for r in item.results if r.name == name]
+    return list(dict.fromkeys(found))
+
+
+def _table(evaluations: Evaluations) -> list[dict[str, Any]]:
+    """The four-split table: region error of each subject. `n` is the number of images measured."""
+    rows = []
+    for split, group in _places(evaluations, "error_region"):
+        found = {subject: _find(evaluations, subject, "error_region", split, group) for subject in SUBJECTS}
+        row: dict[str, Any] = {"split": split, "group": group, "label": SPLITS[split]}
+        row["n"] = max((result.samples for result in found.values() if result), default=0)
+        for subject, result in found.items():
+            brief = _brief(result)
+            row[subject] = {"error": brief["value"], "low": brief["low"], "high": brief["high"], "note": brief["note"]}
+        rows.append(row)
+    return rows
+
+
+def _distance(evaluations: Evaluations) -> list[dict[str, Any]]:
+    """KS distance to the retrained model's errors. `detectable` is what chance alone can reach at this n."""
+    rows = []
+    for split, group in _places(evaluations, "ks"):
+        limit = _find(evaluations, "unlearned", "ks_detectable", split, group)
+        row: dict[str, Any] = {"split": split, "group": group, "n": limit.samples if limit else 0}
+        row["detectable"] = limit.value if limit else None
+        rows.append(row | {s: _brief(_find(evaluations, s, "ks", split, group)) for s in ("original", "unlearned")})
+    return rows
+
+
+def _membership(evaluations: Evaluations) -> list[dict[str, Any]]:
+    """Two-sided membership. `power` says whether the test finds the images in the original, where they are."""
+    rows = []
+    for split, group in _places(evaluations, "membership"):
+        row: dict[str, Any] = {"group": group}
+        for subject in SUBJECTS:
+            result = _find(evaluations, subject, "membership", split, group)
+            away = _find(evaluations, subject, "membership_distance", split, group)
+            row[subject] = {**_brief(result), "distance": away.value if away else None, "n": result.samples if result else 0}
+        row["power"] = row["original"]["note"] == "looks trained on"
+        rows.append(row)
+    return rows
+
+
+def _utility(evaluations: Evaluations) -> dict[str, Any]:
+    """Error on unseen images of kept kinds over the retrained model's."""
+    return {s: _brief(_find(evaluations, s, "error_ratio", "unseen_retain", "")) for s in ("original", "unlearned")}
+
+
+def _cost(evidence: Evidence) -> dict[str, Any]:
+    """Sample gradients and seconds of calibration and both phases, beside retraining."""
+    phases = [
+        {"phase": name, "sample_gradients": item.sample_gradients, "seconds": item.seconds}
+        for name, item in evidence.phases.items()
+        if name in UNLEARNING
+    ]
+    gradients, seconds = sum(p["sample_gradients"] for p in phases), sum(p["seconds"] for p in phases)
+    retrain = evidence.phases.get("retrain")
+    known = bool(retrain and retrain.sample_gradients)
+    return {
+        "phases": phases,
+        "sample_gradients": gradients,
+        "seconds": seconds,
+        "retrain_sample_gradients": retrain.sample_gradients if retrain and known else None,
+        "retrain_seconds": retrain.seconds if retrain and known else None,
+        "share": gradients / retrain.sample_gradients if retrain and known else None,
+        "note": "" if known else "not computed: this run retrained no model",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _provenance(evidence: Evidence) -> dict[str, Any]:
+    receipts = [
+        {
+            "stage": receipt.stage,
+            "digest": digest(receipt),
+            "world_size": receipt.world_size,
+            "code_version": receipt.code_version,
+            "ended_at": receipt.ended_at,
+        }
+        for receipt in evidence.receipts.values()
+    ]
+    return {
+        "weights": {"sha256": evidence.weights.sha256, "bytes": evidence.weights.bytes},
+        "parameters": evidence.phases["retain"].parameters,
+        "source_digest": evidence.manifest.source_digest,
+        "manifest_digest": digest(evidence.manifest),
+        "splits": {split.name: split.keys_digest for split in evidence.manifest.splits},
+        "seed": evidence.manifest.seed,
+        "receipts": receipts,
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in VERSIONS}},
+    }

@@ -1,0 +1,202 @@
+"""Stage evaluate: four splits, three models, the same images for each; figures, per-image errors and picture grids.
+
+Ranks take batches in turn and every batch holds the same images at every world size, so the result does not depend on
+the number of ranks. Computed in fp32 whatever the precision of training.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import component
+from pipeline.chain import read_receipt
+from pipeline.data.stream import ImageReader, read_samples, to_tensor
+from pipeline.data.tasks.base import Task
+from pipeline.decode import canonical
+from pipeline.engine.checkpoint import load_weights
+from pipeline.engine.distributed import ProcessGroup, group
+from pipeline.errors import CheckpointError, StorageError
+from pipeline.evaluation.base import Floats, Resampling
+from pipeline.evaluation.grid import draw
+from pipeline.evaluation.paired import METRICS, score
+from pipeline.evaluation.splits import SOURCES, Slice, choose
+from pipeline.evaluation.summary import SUBJECTS, Place, summarise
+from pipeline.models.base import ImageModel
+from pipeline.records import FileRef, Group
+from pipeline.stages.runner import Job, Result, read_manifest
+from pipeline.storage import publish_bytes
+
+__all__ = ["run"]
+
+log = logging.getLogger("unlearn")
+
+WRITERS = {"original": "train", "retrained": "retrain", "unlearned": "retain"}
+"""The stage that publishes each subject's weights."""
+
+Measured = dict[str, dict[Place, dict[str, Floats]]]
+
+
+def run(job: Job) -> Result:
+    """Measure every subject on every split and publish what was found.
+
+    Raises:
+        StorageError: the original or the unlearned weights are not there. (The retrained ones may be absent.)
+        CheckpointError: a model answers with values that are not finite.
+    """
+    ranks, manifest, config = group(), read_manifest(job), job.config
+    models = _models(job, ranks.device)
+    shape = next(iter(models.values()))
+    tables = {name: read_samples(job.folder, manifest, name) for name in SOURCES}
+    readers = {
+        name: ImageReader(table, folder=job.folder, size=shape.image_size, channels=shape.channels, images=config.images)
+        for name, table in tables.items()
+    }
+    slices = choose(tables, manifest.groups, seed=config.seed, max_samples=config.evaluation.max_samples)
+    task: Task = component.build("task", config.task)
+    try:
+        parts = ranks.gather(_measure(models, task, slices, readers, config.evaluation.batch_size, ranks))
+        if not job.first:
+            return Result(outputs=())
+        scores = _assemble(parts, slices, list(models))
+        grids = _publish_grids(job, models, task, slices, readers, manifest.groups, ranks.device)
+    finally:
+        for reader in readers.values():
+            reader.close()
+    resampling = Resampling(seed=config.seed, resamples=config.evaluation.bootstrap, confidence=config.evaluation.confidence)
+    evaluations = summarise(scores, [(item.split, item.group) for item in slices], resampling)
+    publish_bytes(job.path("evaluation.json"), canonical(evaluations))
+    publish_bytes(job.path("evaluation/errors.npz"), _pack(scores, slices, manifest.groups))
+    counts = {item.name: len(item.indices) for item in slices}
+    return Result(outputs=("evaluation.json", "evaluation/errors.npz", *grids), facts={"images": counts})
+
+
+def _models(job: Job, device: torch.device) -> dict[str, ImageModel]:
+    """Subjects in the order of SUBJECTS, those with published weights, ready to answer."""
+    models = {}
+    for subject in SUBJECTS:
+        uri = f"checkpoints/{subject}/model.safetensors"
+        ref = _published(job, WRITERS[subject], uri)
+        if ref is None and subject == "retrained":
+            log.info("evaluate: no retrained model; what compares with it is not computed")
+            continue
+        if ref is None:
+            raise StorageError(f"{job.path(uri)}: no finished stage wrote it", "run the chain from its start")
+        model: ImageModel = component.build("model", job.config.model)
+        load_weights(model, job.path(uri), ref.sha256)
+        models[subject] = model.to(device).eval()
+    return models
+
+
+def _published(job: Job, stage: str, uri: str) -> FileRef | None:
+    # A receipt of a stage that this run no longer has is left from an older configuration.
+    receipt = read_receipt(job.folder, stage) if stage in job.spec.needs else None
+    return next((ref for ref in receipt.outputs if ref.uri == uri), None) if receipt else None
+
+
+def _measure(
+    models: Mapping[str, ImageModel],
+    task: Task,
+    slices: list[Slice],
+    readers: Mapping[str, ImageReader],
+    batch_size: int,
+    ranks: ProcessGroup,
+) -> dict[tuple[int, int, str], dict[str, Floats]]:
+    """This rank's batches: (slice, first image, subject) -> scores of the batch."""
+    found = {}
+    for turn, (number, start) in enumerate(_batches(slices, batch_size)):
+        if turn % ranks.world_size != ranks.rank:
+            continue
+        item = slices[number]
+        images = readers[item.source].fetch(item.indices[start : start + batch_size])
+        truth, _, region, answers = _answer(models, task, images, ranks.device)
+        for subject, answer in answers.items():
+            scores = score(answer, truth, region)
+            if not all(np.isfinite(values).all() for values in scores.values()):
+                raise CheckpointError(
+                    f"{subject} model: answers with values that are not finite (split {item.name})",
+                    "train it again with a lower learning rate, or in fp32",
+                )
+            found[number, start, subject] = scores
+    return found
+
+
+def _batches(slices: list[Slice], batch_size: int) -> Iterator[tuple[int, int]]:
+    """Slice number and first image of every batch, in one order for all ranks."""
+    for number, item in enumerate(slices):
+        for start in range(0, len(item.indices), batch_size):
+            yield number, start
+
+
+@torch.no_grad()
+def _answer(
+    models: Mapping[str, ImageModel], task: Task, images_NHWC: NDArray[np.uint8], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Truth and visible fp32 [N, C, H, W], region bool [N, 1, H, W], and each subject's answer fp32 [N, C, H, W]."""
+    truth = to_tensor(images_NHWC, device)
+    visible, region = task.degrade(truth)
+    return truth, visible, region, {name: model.complete(visible, region).float() for name, model in models.items()}
+
+
+def _assemble(parts: list[dict[tuple[int, int, str], dict[str, Floats]]], slices: list[Slice], subjects: list[str]) -> Measured:
+    """Join all ranks' batches in the order of the slices' indices; an empty slice gives arrays of no element."""
+    merged = {key: scores for part in parts for key, scores in part.items()}
+    measured: Measured = {subject: {} for subject in subjects}
+    for number, item in enumerate(slices):
+        starts = sorted({start for where, start, _ in merged if where == number})
+        for subject in subjects:
+            batches = [merged[number, start, subject] for start in starts]
+            measured[subject][item.split, item.group] = {
+                name: np.concatenate([np.empty(0), *(batch[name] for batch in batches)]) for name in METRICS
+            }
+    return measured
+
+
+def _pack(scores: Measured, slices: list[Slice], groups: tuple[Group, ...]) -> bytes:
+    """Region errors as npz: `subject/split` or `subject/split/number of the group` -> float64 [N], in no telling order."""
+    numbers = {item.name: place for place, item in enumerate(groups)}
+    arrays = {}
+    for subject, places in scores.items():
+        for item in slices:
+            values = places[item.split, item.group]["error_region"]
+            arrays["/".join([subject, item.split, *([str(numbers[item.group])] if item.group else [])])] = values
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def _publish_grids(
+    job: Job,
+    models: Mapping[str, ImageModel],
+    task: Task,
+    slices: list[Slice],
+    readers: Mapping[str, ImageReader],
+    groups: tuple[Group, ...],
+    device: torch.device,
+) -> list[str]:
+    """One grid a forget group (`grid_0.png`, ... in the manifest's order), and `grid_retain.png`; empty splits have none."""
+    numbers = {item.name: str(place) for place, item in enumerate(groups)}
+    outputs = []
+    for item in slices:
+        chosen = item.indices[: job.config.evaluation.grid_images]
+        if item.split not in ("forget", "retain") or not len(chosen):
+            continue
+        truth, visible, _, answers = _answer(models, task, readers[item.source].fetch(chosen), device)
+        rows = [("truth", truth), ("hidden input", visible), ("before", answers["original"]), ("after", answers["unlearned"])]
+        rows += [("retrained", answers["retrained"])] if "retrained" in answers else []
+        name = f"evaluation/grid_{numbers.get(item.group, 'retain')}.png"
+        publish_bytes(job.path(name), draw([(label, _to_bytes(images)) for label, images in rows]))
+        outputs.append(name)
+    return outputs
+
+
+def _to_bytes(images_NCHW: Tensor) -> NDArray[np.uint8]:
+    """fp32 [N, C, H, W] in [0, 1] -> uint8 [N, H, W, C]."""
+    levels = images_NCHW.clamp(0, 1).mul(255).round().byte()
+    return np.asarray(levels.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,174 @@
+"""What the training stages share: the parts of a run opened for one phase, and one fit from start to outcome."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline import component
+from pipeline.chain import config_digest, inputs_of, read_receipt
+from pipeline.data.stream import Feed, ImageReader, Samples, Stream, read_samples
+from pipeline.data.tasks.base import Task
+from pipeline.decode import canonical, digest, sha256_text
+from pipeline.engine.backend import Backend, OptimizerConfig
+from pipeline.engine.checkpoint import Checkpoints, TrainState, load_weights
+from pipeline.engine.distributed import ProcessGroup, group
+from pipeline.engine.guard import Guard
+from pipeline.engine.loop import fit
+from pipeline.engine.probe import sample_losses
+from pipeline.engine.telemetry import Telemetry
+from pipeline.methods.base import LossContext
+from pipeline.models.base import ImageModel
+from pipeline.records import Coverage, Manifest, PhaseOutcome
+from pipeline.stages.runner import Job, read_manifest
+from pipeline.storage import publish_bytes
+
+__all__ = ["Phase", "choose", "retrain_steps"]
+
+log = logging.getLogger("unlearn")
+
+
+def retrain_steps(job: Job, manifest: Manifest) -> int:
+    """Optimizer steps that retraining takes: the measure of all other costs."""
+    train = job.config.train
+    return train.epochs * math.ceil(manifest.split("retain").samples / train.batch_size)
+
+
+def choose(samples: Samples, seed: int, limit: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """Positions of at most `limit` samples where `mask` holds, by lowest hash of seed and key; sorted."""
+    rows = np.flatnonzero(mask) if mask is not None else np.arange(len(samples))
+    if len(rows) > limit:
+        rows = np.array(sorted(rows, key=lambda row: sha256_text(f"{seed}|{samples.keys[row]}"))[:limit])
+    return np.sort(rows)
+
+
+class Phase:
+    """The parts of a run, opened for one phase of one stage.
+
+    Args:
+        name: of the phase; seeds, metrics and checkpoints go by it.
+    """
+
+    def __init__(self, job: Job, name: str) -> None:
+        self.job, self.name = job, name
+        self.group: ProcessGroup = group()
+        self.manifest = read_manifest(job)
+        self.task: Task = component.build("task", job.config.task)
+        self.seed = int(sha256_text(f"{job.config.seed}|{name}")[:8], 16)
+        self.context = LossContext(task=self.task, device=self.group.device, world_size=self.group.world_size, sum=self.group.sum)
+        self._checkpoints: Checkpoints | None = None
+        self._readers: list[ImageReader] = []
+        self._feeds: list[Feed] = []
+
+    def model(self) -> ImageModel:
+        """The model with random weights that are a function of run seed and phase."""
+        torch.manual_seed(self.seed)
+        model: ImageModel = component.build("model", self.job.config.model)
+        return model.to(self.group.device)
+
+    def loaded(self, stage: str, name: str) -> ImageModel:
+        """The model with the weights `name` that `stage` published, checked against its receipt."""
+        relative = f"checkpoints/{name}/model.safetensors"
+        receipt = read_receipt(self.job.folder, stage)
+        assert receipt is not None  # the runner saw it
+        sha256 = next(ref.sha256 for ref in receipt.outputs if ref.uri == relative)
+        model = self.model()
+        load_weights(model, self.job.path(relative), sha256)
+        return model
+
+    def reader(self, samples: Samples, model: ImageModel) -> ImageReader:
+        """A reader of `samples` in the model's size and colours."""
+        images = self.job.config.images
+        reader = ImageReader(samples, folder=self.job.folder, size=model.image_size, channels=model.channels, images=images)
+        self._readers.append(reader)
+        return reader
+
+    def samples(self, split: str) -> Samples:
+        """The samples of a split."""
+        return read_samples(self.job.folder, self.manifest, split)
+
+    def feed(self, model: ImageModel, *parts: tuple[Samples, int]) -> Feed:
+        """A feed of one or two streams, each of samples and a global batch size."""
+        streams = [
+            Stream(
+                self.reader(samples, model),
+                batch_size=batch_size,
+                seed=self.seed + number,
+                salt=self.manifest.batch_digest,
+                rank=self.group.rank,
+                world_size=self.group.world_size,
+            )
+            for number, (samples, batch_size) in enumerate(parts)
+        ]
+        self._feeds.append(Feed(*streams))
+        return self._feeds[-1]
+
+    def losses(self, model: Callable[..., Tensor], reader: ImageReader, rows: np.ndarray) -> np.ndarray:
+        """Training losses of samples, fp64 [len(rows)], without training on them."""
+        return sample_losses(model, reader, rows, task=self.task, group=self.group)
+
+    def backend(self, model: nn.Module, feed: Feed, optimizer: OptimizerConfig) -> Backend:
+        """DeepSpeed around the model for this phase."""
+        micro = sum(-(-stream.batch_size // self.group.world_size) for stream in feed.streams)
+        return Backend(model, engine=self.job.config.engine, optimizer=optimizer, micro_batch=micro, group=self.group)
+
+    def fit(self, backend: Backend, feed: Feed, loss: Callable[..., Any], *, steps: int, guard: Guard) -> tuple[TrainState, str]:
+        """Run the loop to its end and publish the metrics."""
+        engine = self.job.config.engine
+        mark = digest([config_digest(self.job.config, self.job.spec), inputs_of(self.job.folder, self.job.spec)])
+        self._checkpoints = Checkpoints(self.job.folder, self.name, config_digest=mark, group=self.group)
+        telemetry = Telemetry(self.job.folder, self.name, every=engine.log_steps, group=self.group)
+        try:
+            return fit(
+                backend,
+                feed,
+                loss,
+                steps=steps,
+                save_every=engine.checkpoint_steps,
+                guard=guard,
+                checkpoints=self._checkpoints,
+                telemetry=telemetry,
+                group=self.group,
+            )
+        finally:
+            telemetry.close()
+
+    def finish(
+        self, state: TrainState, reason: str, *, parameters: int = 0, coverage: tuple[Coverage, ...] = (), **losses: float
+    ) -> PhaseOutcome:
+        """Publish `phases/<name>.json` and remove sharded checkpoints; the caller has published the weights."""
+        outcome = PhaseOutcome(
+            phase=self.name,
+            reason=reason,
+            steps=state.step,
+            samples=sum(state.seen),
+            sample_gradients=state.sample_gradients,
+            seconds=round(state.seconds, 3),
+            parameters=parameters,
+            coverage=coverage,
+            losses={**state.measures, **losses},
+        )
+        if self.job.first:
+            publish_bytes(self.job.path("phases", f"{self.name}.json"), canonical(outcome))
+        if self._checkpoints is not None:
+            self._checkpoints.clear()
+        for feed in self._feeds:
+            feed.close()
+        for reader in self._readers:
+            reader.close()
+        log.info("%s: ended after %d steps: %s", self.name, state.step, reason)
+        return outcome
+
+    def outputs(self, *weights: str) -> tuple[str, ...]:
+        """The files a finished phase has published, relative to the run folder."""
+        return (f"phases/{self.name}.json", f"metrics/{self.name}.jsonl", *weights)
+
+    def facts(self, outcome: PhaseOutcome) -> dict[str, Any]:
+        """What the receipt records of an outcome."""
+        return {key: getattr(outcome, key) for key in ("reason", "steps", "sample_gradients", "seconds")}

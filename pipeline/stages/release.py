@@ -1,0 +1,106 @@
+"""Stage release: the weights with their card, and the report as JSON and as a page. Loads no torch, prints nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.chain import read_receipt
+from pipeline.decode import canonical
+from pipeline.errors import IntegrityError, StorageError
+from pipeline.records import Calibration, Evaluations, FileRef, PhaseOutcome
+from pipeline.report import card, page
+from pipeline.report.facts import PHASES, Evidence, build_facts
+from pipeline.stages.runner import Job, Result, read_manifest, read_record
+from pipeline.storage import HashingWriter, exists, open_read, publish, publish_bytes, read_bytes
+
+__all__ = ["run"]
+
+UNLEARNED = "checkpoints/unlearned/model.safetensors"
+BLOCK = 1 << 20
+
+
+def run(job: Job) -> Result:
+    """Publish `weights/`, `report.json` and `report.html`.
+
+    Raises:
+        StorageError: a stage before this one has not run.
+        IntegrityError: a file is not what its receipt says.
+    """
+    receipts = {name: receipt for name in job.spec.needs if (receipt := read_receipt(job.folder, name)) is not None}
+    published = {ref.uri: ref for receipt in receipts.values() for ref in receipt.outputs}
+    phases = {name: read_record(job, PhaseOutcome, uri) for name in PHASES if (uri := f"phases/{name}.json") in published}
+    evidence = Evidence(
+        config=job.config,
+        manifest=read_manifest(job),
+        calibration=read_record(job, Calibration, "calibration.json"),
+        evaluations=read_record(job, Evaluations, "evaluation.json"),
+        phases=phases,
+        receipts=receipts,
+        weights=_copy_weights(job, published),
+    )
+    facts = build_facts(evidence)
+    material = page.Material(
+        errors=_errors(_content(job, published, "evaluation/errors.npz")),
+        grids={
+            uri.removeprefix("evaluation/grid_").removesuffix(".png"): _content(job, published, uri)
+            for uri in published
+            if uri.startswith("evaluation/grid_")
+        },
+        metrics={name: _metrics(job, name) for name in PHASES},
+    )
+    files = {
+        "weights/config.json": canonical(job.config.model),
+        "weights/README.md": card.render(facts).encode(),
+        "report.json": canonical(facts),
+        "report.html": page.render(facts, material).encode(),
+    }
+    for name, content in files.items():
+        publish_bytes(job.path(name), content)
+    return Result(outputs=("weights/model.safetensors", *files), facts={"headline": facts["headline"]})
+
+
+def _copy_weights(job: Job, published: dict[str, FileRef]) -> FileRef:
+    """Copy the unlearned weights, in blocks, and compare the digest of what was copied; nothing appears if it differs."""
+    with publish(job.path("weights/model.safetensors")) as out:
+        _copy(job.path(UNLEARNED), out)
+        _check(job, published, UNLEARNED, out.ref.sha256)
+    return out.ref
+
+
+def _copy(uri: str, out: HashingWriter) -> None:
+    with open_read(uri) as stream:
+        while block := stream.read(BLOCK):
+            out.write(block)
+
+
+def _check(job: Job, published: dict[str, FileRef], uri: str, sha256: str) -> None:
+    if uri not in published:
+        raise StorageError(f"{job.path(uri)}: no finished stage wrote it", "run the chain from its start")
+    if published[uri].sha256 != sha256:
+        raise IntegrityError(f"{job.path(uri)}: not the bytes that its receipt names", "restore the file, or remove its receipt")
+
+
+def _content(job: Job, published: dict[str, FileRef], uri: str) -> bytes:
+    """A published file's bytes, checked against its receipt."""
+    content = read_bytes(job.path(uri)) if uri in published else b""
+    _check(job, published, uri, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def _errors(content: bytes) -> dict[str, NDArray[np.float64]]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _metrics(job: Job, stage: str) -> list[dict[str, Any]]:
+    """Lines of a phase's metrics file; none where there is no file, for curves are no evidence."""
+    uri = job.path("metrics", f"{stage}.jsonl")
+    if not exists(uri):
+        return []
+    return [json.loads(line) for line in read_bytes(uri).decode().splitlines() if line.strip()]

@@ -1,0 +1,80 @@
+"""A small run whose workers are fake: the chain, the receipts and the command are real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import torchrun
+from launch.local import run_chain
+from launch.torchrun import JobSpec, Resources
+from pipeline.chain import StageSpec
+from pipeline.config import RunConfig, read_batch, resolve, run_folder
+from pipeline.records import RequestBatch
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = """
+name: small
+source: fashion_mnist
+model: autoencoder
+task: center_crop
+method: {component: decouple}
+requests: [{request_id: r1, label: Trouser}]
+"""
+
+
+def fake_job(name: str, where: str) -> JobSpec:
+    """Start the fake worker in place of the real one."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return JobSpec(argv=(sys.executable, str(Path(__file__).parent / "fake_worker.py"), name, where), env=env)
+
+
+def _fake_stage(spec: StageSpec, folder: str, machine: Resources, *, threads: int = 0) -> JobSpec:
+    return fake_job(spec.name, folder)
+
+
+def _write_run(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "small.yaml").write_text(RUN + f"output: '{folder}/runs'\n")
+    return str(folder / "small.yaml")
+
+
+def use_fake_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the launcher start fake workers."""
+    monkeypatch.setattr(torchrun, "stage_job", _fake_stage)
+    monkeypatch.setattr(torchrun, "check_job", lambda file, machine: fake_job("check", file))
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run file in a folder with a space in its name; its output lies beside it."""
+    use_fake_workers(monkeypatch)
+    return _write_run(tmp_path / "a space")
+
+
+@pytest.fixture
+def small(run_file: str) -> tuple[RunConfig, RequestBatch]:
+    """The same run, resolved, and its batch."""
+    config = resolve(run_file)
+    return config, read_batch(config)
+
+
+@pytest.fixture(scope="session")
+def _finished_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of one finished run, to be copied."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_fake_workers(monkeypatch)
+        config = resolve(_write_run(tmp_path_factory.mktemp("finished") / "a space"))
+        run_chain(config, read_batch(config), say=lambda line: None)
+    return Path(config.output)
+
+
+@pytest.fixture
+def finished(small: tuple[RunConfig, RequestBatch], _finished_output: Path) -> Path:
+    """The run folder of `small` after a whole run."""
+    shutil.copytree(_finished_output, small[0].output)
+    return Path(run_folder(*small))

@@ -1,0 +1,96 @@
+"""ZeRO 0 to 3, fp32 and bf16: the same steps, exact resume, no pickled objects at load."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+
+import pytest
+import torch
+
+from pipeline.config import EngineConfig
+from pipeline.engine.backend import Backend, OptimizerConfig
+from pipeline.engine.distributed import group
+from pipeline.models.autoencoder import Config, build
+from tests.support.distributed import run_distributed
+
+
+def _steps(backend: Backend, first: int, count: int) -> None:
+    ranks = group()
+    for step in range(first, first + count):
+        images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        share = 6 // ranks.world_size
+        mine = images[ranks.rank * share : (ranks.rank + 1) * share]
+        region = torch.zeros(share, 1, 8, 8, dtype=torch.bool)
+        region[:, :, 2:6, 2:6] = True
+        losses = backend.model(mine.masked_fill(region, 0.5), mine, region)
+        assert not backend.backward(losses.sum() * ranks.world_size / 6)
+        backend.step(step)
+
+
+def _backend(stage: int, precision: str, seed: int = 0) -> Backend:
+    torch.manual_seed(seed)
+    model = build(Config(image_size=8, width=16, latent=16))
+    engine = EngineConfig(zero_stage=stage, precision=precision)
+    return Backend(
+        model, engine=engine, optimizer=OptimizerConfig(learning_rate=1e-2, steps=8, clip=0.5), micro_batch=3, group=group()
+    )
+
+
+def _resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
+    answers = {}
+    for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16")):
+        whole = _backend(stage, precision)
+        _steps(whole, 0, 4)
+        whole.save(f"{folder}/{stage}{precision}")
+        _steps(whole, 4, 3)
+        expected = whole.weights()
+        whole.close()
+        resumed = _backend(stage, precision, seed=1)
+        resumed.load(f"{folder}/{stage}{precision}")
+        saved = resumed.weights()
+        _steps(resumed, 4, 3)
+        answers[f"{stage}{precision}"] = (expected, resumed.weights(), saved)
+        resumed.close()
+    return answers
+
+
+@pytest.mark.distributed
+def test_every_stage_and_precision_resumes_bit_for_bit_and_agrees_with_the_others() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (answers, other) = run_distributed(_resume, 2, folder)
+    for name, (expected, resumed, saved) in answers.items():
+        for key in expected:
+            assert torch.equal(expected[key], resumed[key]), f"{name}: {key} after resume"
+            assert torch.equal(expected[key], other[name][0][key]), f"{name}: {key} on the other rank"
+        assert any(not torch.equal(expected[key], saved[key]) for key in expected), f"{name}: nothing moved"
+    for stage in (1, 2, 3):
+        for key, tensor in answers["0fp32"][0].items():
+            assert torch.allclose(tensor, answers[f"{stage}fp32"][0][key], atol=1e-5), f"stage {stage}: {key}"
+        drift = max(float((tensor - answers[f"{stage}bf16"][0][key]).abs().max()) for key, tensor in answers["0bf16"][0].items())
+        assert drift < 0.05, f"stage {stage} bf16"
+
+
+def _alone(_: str) -> dict[str, torch.Tensor]:
+    backend = _backend(0, "fp32")
+    _steps(backend, 0, 5)
+    weights = backend.weights()
+    backend.close()
+    return weights
+
+
+@pytest.mark.distributed
+def test_result_does_not_depend_on_the_number_of_ranks() -> None:
+    one, two = run_distributed(_alone, 1, "")[0], run_distributed(_alone, 2, "")[0]
+    for key in one:
+        assert torch.allclose(one[key], two[key], atol=2e-4), key
+
+
+def test_rate_rises_then_falls_to_nothing() -> None:
+    optimizer = OptimizerConfig(learning_rate=2.0, steps=100, warmup_steps=10)
+    rates = [optimizer.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) <= 2.0
+    assert rates[99] < 0.01
+    assert all(math.isclose(OptimizerConfig(learning_rate=1.0, steps=5, decay=False).rate(step), 1.0) for step in range(5))

@@ -1,0 +1,108 @@
+"""The two losses against written-out formulas, and the refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.stream import Batch
+from pipeline.data.tasks.center_crop import CenterCrop
+from pipeline.data.tasks.center_crop import Config as TaskConfig
+from pipeline.errors import ConfigError
+from pipeline.methods.base import LossContext, group_means, plain_loss
+from pipeline.methods.decouple import AscentConfig, Config, RetentionConfig, build, check
+
+CONTEXT = LossContext(task=CenterCrop(TaskConfig()), device=torch.device("cpu"), world_size=1, sum=lambda values: values.double())
+
+
+class Scale(nn.Module):
+    """One parameter; the loss of an image is w * its mean in the region."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, visible: Tensor, target: Tensor, region: Tensor) -> Tensor:
+        return self.w * (target * region).flatten(1).sum(1) / region.flatten(1).sum(1)
+
+
+def batch(values: list[int], groups: list[int], weights: list[float] | None = None) -> Batch:
+    images = np.stack([np.full((8, 8, 1), value, np.uint8) for value in values])
+    given = np.array(weights or [1.0] * len(values), np.float32)
+    return Batch(images=images, groups=np.array(groups), weights=given, rows=np.arange(len(values)))
+
+
+def gradient(loss: Tensor, model: Scale) -> float:
+    model.w.grad = None
+    loss.backward()
+    return float(model.w.grad)
+
+
+def test_ascent_below_lambda_and_descent_above_it() -> None:
+    model = Scale()
+    forget = batch([51, 102, 204], [0, 0, 1])
+    means = (0.3, 0.8)  # of groups 0 and 1
+    for levels, signs in [((0.5, 0.9), (-1, -1)), ((0.2, 0.9), (1, -1)), ((0.2, 0.5), (1, 1)), ((None, 0.9), (0, -1))]:
+        losses = build(Config(), levels, CONTEXT).forget_loss(model, forget)
+        assert gradient(losses.total, model) == pytest.approx(signs[0] * means[0] + signs[1] * means[1], abs=1e-6)
+        assert losses.samples == 3
+
+
+def test_padding_weighs_nothing() -> None:
+    model = Scale()
+    losses = build(Config(), (0.9,), CONTEXT).forget_loss(model, batch([51, 255], [0, 0], [1.0, 0.0]))
+    assert gradient(losses.total, model) == pytest.approx(-0.2, abs=1e-6)
+    assert losses.measures == {"forget_loss_0": pytest.approx(0.2)}
+    assert losses.samples == 1
+
+
+def test_guarded_retention_is_retain_mean_plus_weighted_distances() -> None:
+    model, method = Scale(), build(Config(retain=RetentionConfig(guard_weight=0.25)), (0.9, None), CONTEXT)
+    losses = method.retain_loss(model, (batch([102, 204], [-1, -1]), batch([51], [0])))
+    assert gradient(losses.total, model) == pytest.approx(0.6 - 0.25 * 0.2, abs=1e-6)
+    assert losses.measures["retain_loss"] == pytest.approx(0.6)
+    assert losses.samples == 3
+
+
+def test_plain_retention_and_a_group_free_batch_read_no_forget_image() -> None:
+    assert build(Config(retention="plain"), (0.9,), CONTEXT).retention()[1] is False
+    assert build(Config(), (None,), CONTEXT).retention()[1] is False
+    assert build(Config(), (0.9,), CONTEXT).retention()[1] is True
+    losses = plain_loss(CONTEXT)(Scale(), batch([102, 204], [-1, -1]))
+    assert float(losses.total.detach()) == pytest.approx(0.6)
+
+
+def test_two_ranks_share_the_gradient_of_one() -> None:
+    """Each rank's share is scaled so that DeepSpeed's mean over ranks is the global gradient; the sign is the global one."""
+    model = Scale()
+    parts = [batch([51], [0]), batch([204], [0])]
+    sums = [torch.tensor([float(np.float32(value) / 255), 1.0]).double() for value in (51, 204)]
+    shares = []
+    for part in parts:
+        context = LossContext(task=CONTEXT.task, device=CONTEXT.device, world_size=2, sum=lambda values: sums[0] + sums[1])
+        shares.append(gradient(build(Config(), (0.6,), context).forget_loss(model, part).total, model))
+    whole = gradient(build(Config(), (0.6,), CONTEXT).forget_loss(model, batch([51, 204], [0, 0])).total, model)
+    assert sum(shares) / 2 == pytest.approx(whole, abs=1e-6)
+
+
+def test_group_means_of_an_absent_group_are_zero_not_nan() -> None:
+    _, means, counts = group_means(torch.tensor([1.0, 3.0]), batch([0, 0], [1, 1]), 3, CONTEXT)
+    assert means.tolist() == [0.0, 2.0, 0.0]
+    assert counts.tolist() == [0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(ascent=AscentConfig(passes=0)),
+        Config(ascent=AscentConfig(runaway=1.0)),
+        Config(retain=RetentionConfig(guard_weight=-1.0)),
+        Config(level=-0.1),
+        Config(level={"class": 0.0}),
+    ],
+)
+def test_values_that_cannot_work_are_refused(config: Config) -> None:
+    with pytest.raises(ConfigError, match="method"):
+        check(config)

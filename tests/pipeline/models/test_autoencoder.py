@@ -1,0 +1,38 @@
+"""Shapes, the loss against its formula, and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.models.autoencoder import Config, build
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 1), (64, 3)])
+def test_any_power_of_two_and_both_colours(size: int, channels: int) -> None:
+    torch.manual_seed(0)
+    model = build(Config(image_size=size, channels=channels, width=8, latent=16))
+    images = torch.rand(3, channels, size, size)
+    region = torch.zeros(3, 1, size, size, dtype=torch.bool)
+    region[:, :, 2:6, 2:6] = True
+    visible = images.masked_fill(region, 0.5)
+    losses, answer = model(visible, images, region), model.complete(visible, region)
+    assert losses.shape == (3,)
+    assert answer.shape == images.shape
+    assert torch.equal(torch.where(region, images, answer), images), "known pixels are put back"
+    expected = ((answer - images)[region.expand_as(images)] ** 2).reshape(3, -1).mean(1)
+    assert torch.allclose(losses, expected, atol=1e-6)
+
+
+def test_no_buffer_carries_training_data() -> None:
+    model = build(Config())
+    assert not list(model.named_buffers())
+    assert model.training_buffers == ()
+    assert len(model.bottleneck()) == 2
+
+
+@pytest.mark.parametrize("config", [Config(image_size=28), Config(image_size=4), Config(width=12), Config(latent=0)])
+def test_sizes_that_cannot_work_are_refused(config: Config) -> None:
+    with pytest.raises(ConfigError, match="model"):
+        build(config)
