@@ -7,6 +7,7 @@ What a command needs is imported inside it, so that `unlearn --help` answers at 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -183,4 +184,8 @@ def verify(
 
 def main() -> None:
     """Entry point of the `unlearn` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character must not end a run that succeeded.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()

@@ -145,7 +145,7 @@ def _manifest(folder: str, hashes: _Hashes, faults: list[str]) -> tuple[int, int
 def _report_faults(folder: str, receipts: dict[str, Receipt]) -> list[str]:
     """Compare the digests that the report repeats in its `provenance` with the receipts."""
     uri = join(folder, "report.json")
-    if not exists(uri):
+    if "release" not in receipts or not exists(uri):  # An unfinished or missing release is named already.
         return []
     try:
         repeated = {entry["stage"]: entry["digest"] for entry in json.loads(read_bytes(uri))["provenance"]["receipts"]}

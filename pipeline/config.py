@@ -215,7 +215,13 @@ def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
         run = str(files[run])
     elif not run.endswith((".yaml", ".yml")):
         raise ConfigError(f"no run is called '{run}'", f"{closest(run, list(files))}; or name a YAML file")
-    given = _merge(_read_yaml(run), _assignments(overrides or []))
+    given, assigned = _read_yaml(run), _assignments(overrides or [])
+    for group in set(GROUPS) & set(given) & set(assigned):
+        if isinstance(given[group], str):
+            given[group] = {"component": given[group]}
+        if isinstance(assigned[group], Mapping) and "component" in assigned[group]:
+            given[group] = {}  # another part: the run file's fields are not its fields
+    given = _merge(given, assigned)
     unknown = sorted(set(given) - {field.name for field in dataclasses.fields(RunConfig)})
     if unknown:
         known = [field.name for field in dataclasses.fields(RunConfig) if field.name != "embedded_requests"]

@@ -141,7 +141,13 @@ def _phases(outputs: dict[str, dict[str, bytes]], reference: bool) -> None:
             continue
         seen = 4_400 if name == "forget" else 0
         coverage = Coverage(
-            split="forget", passes=2, samples_expected=4_400, samples_seen=seen, keys_digest="a", expected_digest="a", complete=True
+            split="forget",
+            passes=2,
+            samples_expected=4_400,
+            samples_seen=seen,
+            keys_digest="a",
+            expected_digest="a",
+            complete=True,
         )
         outcome = PhaseOutcome(
             phase=name,

@@ -1,0 +1,28 @@
+from pipeline.report.claims import claims
+
+
+def facts(mode, value):
+    none = {"value": None, "note": "not computed: no retrained model", "low": None, "high": None}
+    own = {"value": value, "low": value, "high": value, "note": "indistinguishable at n=9"}
+    return {
+        "distance": [{"split": "forget", "group": "g", "n": 9, "detectable": 0.5, "original": own, "unlearned": own}],
+        "membership": [{"group": "g", "original": own, "unlearned": own, "power": False}],
+        "utility": {"unlearned": none},
+        "levels": [],
+        "done": {"retention": {"mode": mode, "excludes": "a guard reads forget images"}},
+    }
+
+
+def test_words_never_promise_a_certificate():
+    made = claims(facts("guarded", 0.4))
+    assert made["words"] == "measured; no certificate"
+    assert any("guard" in reason for reason in made["reasons"])
+    assert not any("guard" in reason for reason in claims(facts("plain", 0.4))["reasons"])
+
+
+def test_a_test_that_is_blind_is_called_blind():
+    made = claims(facts("plain", 0.4))
+    assert any("passing it shows nothing" in line for line in made["limits"])
+    assert any("little to forget" in line for line in made["limits"])
+    assert any("main test of forgetting is missing" in line for line in made["limits"])
+    assert len(made["may_say"]) == 2

@@ -1,0 +1,78 @@
+import html.parser
+import re
+
+import pytest
+
+from pipeline.stages.release import run
+from tests.pipeline.report.fabricated import build
+
+HOSTILE = '<script src="https://evil.example/x.js"></script>"onload=alert(1) $x_{ </style> | `a` [b](http://c)'
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.headings, self.ids, self.open = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+        if tag not in ("meta", "img", "source", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def page(tmp_path, **options):
+    run(build(str(tmp_path), **options))
+    text = (tmp_path / "report.html").read_text()
+    reader = Reader()
+    reader.feed(text)
+    return text, reader
+
+
+@pytest.mark.parametrize("options", [{}, {"reference": False, "already_unseen": True, "guarded": False}, {"groups": ()}])
+def test_page_is_self_contained_and_in_order(tmp_path, options):
+    text, reader = page(tmp_path, **options)
+    assert reader.open == []
+    assert len(set(reader.ids)) == len(reader.ids)
+    for tag, attrs in reader.tags:
+        assert tag not in ("script", "link", "iframe", "base", "form")
+        for name in ("src", "srcset"):
+            assert attrs.get(name, "data:").startswith("data:")
+        assert not any(name.startswith("on") for name in attrs)
+        if tag == "a":
+            assert attrs["href"].startswith("#") and attrs["href"][1:] in reader.ids
+        if tag == "img":
+            assert attrs["alt"]
+    assert reader.headings[0] == 1 and reader.headings.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(reader.headings, reader.headings[1:], strict=False))
+    assert "url(" not in text and "@import" not in text
+
+
+def test_hostile_names_are_text(tmp_path):
+    text, reader = page(tmp_path, groups=((HOSTILE, "class"), ("b<i>", "images")))
+    assert "<script" not in text and "evil.example" in text
+    assert reader.open == []
+    card = (tmp_path / "weights/README.md").read_text()
+    assert "<script" not in card and "](http" not in card
+    assert card.startswith("---\npipeline_tag: image-to-image\n")
+
+
+def test_missing_reference_reads_not_computed(tmp_path):
+    text, _ = page(tmp_path, reference=False)
+    assert "not computed" in text and "there is no retrained model to compare with" in text
+    assert "and the retrained model’s answer" not in text
+
+
+def test_page_says_what_was_already_unseen_and_how_retention_went(tmp_path):
+    text, _ = page(tmp_path, already_unseen=True)
+    assert "already looked unseen to the original model" in text
+    assert "excludes the certified route" in text
+
+
+def test_same_run_same_page(tmp_path):
+    assert page(tmp_path)[0] == page(tmp_path)[0]

@@ -1,0 +1,77 @@
+"""Layers: defaults < packaged files < run file < key=value; faults are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import packaged, read_batch, resolve, run_folder, run_id, section_digest
+from pipeline.errors import ConfigError, StorageError
+from tests.support.runs import TINY, write_run_file
+
+
+def test_layers_and_their_order(tmp_path: Path) -> None:
+    file = str(write_run_file(tmp_path, engine={"zero_stage": 2}))
+    assert resolve(file).engine.zero_stage == 2
+    assert resolve(file, ["engine.zero_stage=3"]).engine.zero_stage == 3
+    assert resolve(file).engine.precision == "fp32"
+    assert resolve(file).task == {"component": "center_crop", "hidden_share": 0.25, "fill": 0.5}
+    assert resolve(file, ["task.fill=0.1"]).task["fill"] == 0.1
+    assert resolve(file).model["latent"] == 16
+
+
+def test_every_packaged_run_decodes_and_the_demo_has_its_batch() -> None:
+    for name in packaged("run"):
+        resolve(name)
+    demo = resolve("demo")
+    batch = read_batch(demo)
+    assert len(batch.requests) == 201
+    assert run_id(demo, batch) == run_id(demo, read_batch(resolve("demo", ["seed=5"])))
+    assert run_folder(demo, batch).endswith(run_id(demo, batch))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.zero=2", r"engine\.zero: unknown field"),
+        ("engine.zero_stage=four", r"engine\.zero_stage"),
+        ("engine.zero_stage=4", r"engine\.zero_stage"),
+        ("modle=x", "modle: unknown field"),
+        ("model=autoencodr", "did you mean 'autoencoder'"),
+        ("model=3", "model: no part named"),
+        ("model.component=autoencodr", "no model is called 'autoencodr'"),
+        ("train.epochs=0", r"train\.epochs: must be above 0"),
+        ("train.epochs=true", r"train\.epochs"),
+        ("evaluation.confidence=1.0", "confidence"),
+        ("name=../escape", "name"),
+        ("seed", "not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("launch.ranks=-1", "launch"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(str(write_run_file(tmp_path)), [override])
+
+
+def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run is called 'dmo'"):
+        resolve("dmo")
+    with pytest.raises(StorageError, match="not found"):
+        resolve(str(tmp_path / "absent.yaml"))
+    for text in ("a: [", "- 1", "\xff"):
+        (tmp_path / "bad.yaml").write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match=r"bad\.yaml"):
+            resolve(str(tmp_path / "bad.yaml"))
+    (tmp_path / "none.yaml").write_text(yaml.safe_dump({key: value for key, value in TINY.items() if key != "requests"}))
+    with pytest.raises(ConfigError, match="no requests"):
+        read_batch(resolve(str(tmp_path / "none.yaml")))
+
+
+def test_a_digest_sees_only_its_sections(tmp_path: Path) -> None:
+    file = str(write_run_file(tmp_path))
+    one, other = resolve(file), resolve(file, ["evaluation.bootstrap=7"])
+    assert section_digest(one, ("model", "train")) == section_digest(other, ("model", "train"))
+    assert section_digest(one, ("evaluation",)) != section_digest(other, ("evaluation",))

@@ -1,0 +1,77 @@
+"""Request files in three formats, one batch, one digest; each refusal names file and entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from pipeline.records import DeletionRequest, RequestBatch, Selector
+from pipeline.requests import batch_digest, parse, read_requests
+
+YAML = "- {request_id: r1, label: Trouser, subject: p1}\n- {request_id: r2, keys: [a, b]}\n- {request_id: r3, prefix: person/}\n"
+CSV = "request_id,kind,value,subject\nr1,label,Trouser,p1\nr2,key,a,\nr2,key,b,\nr3,prefix,person/,\n"
+LINES = (
+    '{"request_id": "r1", "label": "Trouser", "subject": "p1"}\n\n{"request_id": "r2", "keys": ["a", "b"]}\n'
+    '{"request_id": "r3", "prefix": "person/"}\n'
+)
+
+
+def test_three_formats_give_the_same_batch(tmp_path: Path) -> None:
+    batches = []
+    for name, text in (("r.yaml", YAML), ("r.csv", CSV), ("r.jsonl", LINES), ("m.yml", "requests:\n" + YAML)):
+        (tmp_path / name).write_text(text)
+        batches.append(read_requests(str(tmp_path / name)))
+    assert all(batch == batches[0] for batch in batches)
+    assert batches[0].requests[1].selector == Selector(kind="keys", values=("a", "b"))
+    assert batches[0].requests[0].subject == "p1"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("r.yaml", "", "no request"),
+        ("r.yaml", "[]", "no request"),
+        ("r.yaml", "- {request_id: r1}", "entry 1: names 0 of label, keys, prefix"),
+        ("r.yaml", "- {label: x, keys: [y]}", "entry 1: names 2"),
+        ("r.yaml", "- {keys: []}", "entry 1: keys: empty"),
+        ("r.yaml", "- {label: x, lable: y}", "entry 1: lable: unknown field"),
+        ("r.yaml", "- just text", "entry 1: not a mapping"),
+        ("r.yaml", "a: [1", "not readable as yaml"),
+        ("r.jsonl", "{", "not readable as jsonl"),
+        ("r.csv", "id,what\n1,2\n", "no column kind, value"),
+        ("r.csv", "kind,value\nlabel,\n", "row 1"),
+        ("r.csv", "kind,value\ncolour,red\n", "row 1: kind 'colour'"),
+        ("r.txt", "x", "unknown kind"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_requests(str(tmp_path / name))
+    assert name in str(caught.value)
+
+
+names = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4)
+requests = st.builds(
+    DeletionRequest,
+    request_id=names,
+    selector=st.builds(Selector, kind=st.just("keys"), values=st.lists(names, min_size=1, max_size=4).map(tuple)),
+)
+
+
+@given(st.lists(requests, min_size=1, max_size=5), st.randoms())
+def test_the_digest_is_of_what_is_forgotten_not_of_its_order(items: list[DeletionRequest], random: object) -> None:
+    shuffled = list(items)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert batch_digest(RequestBatch(requests=tuple(items))) == batch_digest(RequestBatch(requests=tuple(shuffled)))
+    more = (*items, DeletionRequest(request_id="new!", selector=Selector(kind="label", values=("x",))))
+    assert batch_digest(RequestBatch(requests=tuple(items))) != batch_digest(RequestBatch(requests=more))
+
+
+def test_requests_must_be_a_list() -> None:
+    with pytest.raises(ConfigError, match="must be a list"):
+        parse("label: x", where="run")
