@@ -20,14 +20,15 @@ from datetime import date
 from pathlib import Path
 
 HEADER = (
-    "| forgotten | seed | retention | KS original | KS unlearned (95 %) | unseen-retain error / retrained (95 %) | cost / retrain "
+    "| forgotten | seed | retention | KS original | KS unlearned (95 %) | unseen-retain error / retrained's (95 %) "
+    "| cost / retrain "
     "| lambda: low, level, high | retrained's error | stopped because |"
 )
 
 
 def _run(output: str, *overrides: str) -> Path:
     """One `unlearn run demo`; returns the run folder."""
-    command = [sys.executable, "-m", "launch.cli", "run", "demo", f"output={output}", *overrides, "--json"]
+    command = [sys.executable, "-m", "launch", "run", "demo", f"output={output}", *overrides, "--json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return Path(json.loads(done.stdout.strip().splitlines()[-1])["folder"])
 
@@ -53,7 +54,8 @@ def _rows(run: Path, seed: int) -> list[str]:
         rows.append(
             f"| {group} | {seed} | {'guarded' if guarded else 'plain'} | {before['value']:.3f} "
             f"| {after['value']:.3f} ({after['low']:.3f} - {after['high']:.3f}) "
-            f"| {ratio['value']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) | {spent / phases['retrain']['sample_gradients']:.3f} "
+            f"| {ratio['value']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f}) "
+            f"| {spent / phases['retrain']['sample_gradients']:.3f} "
             f"| {level['low']:.4f}, {level['level']:.4f}, {level['high']:.4f} | {truth:.4f} | {stop} |"
         )
     return rows

@@ -14,7 +14,17 @@ from pipeline.errors import IntegrityError, StorageError
 from pipeline.records import FileRef, Receipt, record
 from pipeline.storage import exists, join, publish_bytes, read_bytes, size
 
-__all__ = ["CHAIN", "StageSpec", "chain_for", "config_digest", "current_receipt", "inputs_of", "read_receipt", "stage", "write_receipt"]
+__all__ = [
+    "CHAIN",
+    "StageSpec",
+    "chain_for",
+    "config_digest",
+    "current_receipt",
+    "inputs_of",
+    "read_receipt",
+    "stage",
+    "write_receipt",
+]
 
 _MODEL = ("model", "task", "images", "engine", "seed")
 

@@ -1,8 +1,8 @@
 """The frozen records that pass between stages; no torch, no I/O.
 
 A record is immutable, keyword-only and slotted, refuses unknown fields when decoded (`pipeline.decode`) and is
-addressed by the sha256 of its canonical JSON. Raw image keys and subjects appear in `DeletionRequest` only, which
-never enters a run folder.
+addressed by the sha256 of its canonical JSON. Raw image keys and subjects appear in `DeletionRequest` only; it lies in a run's
+private `shards/` folder beside the index and is never published, logged or reported.
 """
 
 from __future__ import annotations

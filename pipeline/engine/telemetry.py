@@ -1,4 +1,4 @@
-"""What a phase tells while it runs, on rank zero only: metrics.jsonl, TensorBoard, a progress bar."""
+"""What a phase tells while it runs, on rank zero only: metrics.jsonl, TensorBoard, progress with images a second."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pipeline.engine.distributed import ProcessGroup
 from pipeline.storage import exists, is_local, join, publish_bytes, read_bytes
 
 __all__ = ["Telemetry"]
+
+LINE_SECONDS = 15.0
 
 
 class Telemetry:
@@ -39,6 +41,7 @@ class Telemetry:
         self._board: Any = None
         self._bar: Progress | None = None
         self._mark = TrainState()
+        self._told = 0.0
 
     @property
     def relative_uri(self) -> str:
@@ -50,18 +53,22 @@ class Telemetry:
         self._steps = steps
         if not self._first:
             return
+        self._board = self._tensorboard()
         if step and exists(self._uri):
             lines = read_bytes(self._uri).decode().splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= step]
-        from accelerate.tracking import TensorBoardTracker
-
-        self._board = TensorBoardTracker(self._phase, logging_dir=self._logs)
-        self._board.start()
-        if sys.stderr.isatty():
+        if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(), transient=True)
             self._bar.start()
             self._bar.add_task(self._phase, total=steps, completed=step, rate="")
+
+    def _tensorboard(self) -> Any:
+        from accelerate.tracking import TensorBoardTracker
+
+        board = TensorBoardTracker(self._phase, logging_dir=self._logs)
+        board.start()
+        return board
 
     def step(self, state: TrainState) -> None:
         """Record one finished step."""
@@ -69,8 +76,7 @@ class Telemetry:
             return
         seconds = state.seconds - self._mark.seconds
         rate = (state.sample_gradients - self._mark.sample_gradients) / seconds if seconds > 0 else 0.0
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=state.step, rate=f"{rate:,.0f} images/s")
+        self._show(state, rate)
         if state.step % self._every and state.step != self._steps:
             return
         self._mark = state
@@ -79,6 +85,15 @@ class Telemetry:
         self._lines.append(json.dumps(line))
         if self._board is not None:
             self._board.log({f"{self._phase}/{name}": value for name, value in values.items()}, step=state.step)
+
+    def _show(self, state: TrainState, rate: float) -> None:
+        """Move the bar; without a terminal, a line now and then."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=state.step, rate=f"{rate:,.0f} images/s")
+        elif state.seconds - self._told >= LINE_SECONDS:
+            self._told = state.seconds
+            left = state.seconds / state.step * (self._steps - state.step)
+            print(f"{self._phase}: step {state.step} of {self._steps}, {rate:,.0f} images/s, {left:.0f} s left", flush=True)
 
     def flush(self) -> None:
         """Publish the lines so far."""

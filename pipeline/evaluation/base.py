@@ -119,28 +119,26 @@ def _once(statistic: Statistic, first: Floats, second: Floats, places: Pool) -> 
     return float(statistic(one, other, places)[0])
 
 
-def _masses(first: Counts, second: Counts, places: Pool) -> tuple[Floats, Floats]:
-    """Share of each resample that lies at each distinct value: two arrays [B, distinct values]."""
-    shares = (first / first.sum(axis=1, keepdims=True), second / second.sum(axis=1, keepdims=True))
-    padded = (
-        np.hstack([shares[0], np.zeros_like(second, dtype=float)]),
-        np.hstack([np.zeros_like(first, dtype=float), shares[1]]),
-    )
-    a, b = (np.add.reduceat(side[:, places.order], places.starts, axis=1) for side in padded)
+def _masses(first: Counts, second: Counts, places: Pool) -> tuple[Counts, Counts]:
+    """How many picks of each resample lie at each distinct value: two arrays [B, distinct values]."""
+    whole = (np.hstack([first, np.zeros_like(second)]), np.hstack([np.zeros_like(first), second]))
+    a, b = (np.add.reduceat(side[:, places.order], places.starts, axis=1) for side in whole)
     return a, b
 
 
 def ks_of_counts(first: Counts, second: Counts, places: Pool) -> Floats:
     """Two-sample Kolmogorov-Smirnov distance, the largest gap of the two distribution functions, for each resample."""
-    a, b = _masses(first, second, places)
-    return np.clip(np.abs(np.cumsum(a - b, axis=1)).max(axis=1), 0.0, 1.0)
+    a, b = (np.cumsum(mass, axis=1) for mass in _masses(first, second, places))
+    # Whole numbers are summed and divided once, so that equal samples are at distance 0 and not at a rounding error.
+    return np.abs(a / a[:, -1:] - b / b[:, -1:]).max(axis=1)
 
 
 def auc_of_counts(first: Counts, second: Counts, places: Pool) -> Floats:
     """P(first < second) + P(first = second) / 2 for each resample: Mann & Whitney's U divided by its maximum."""
     a, b = _masses(first, second, places)
-    above = 1.0 - np.cumsum(b, axis=1)
-    return np.clip((a * (above + b / 2)).sum(axis=1), 0.0, 1.0)
+    reached = np.cumsum(b, axis=1)
+    doubled = (a * (2 * (reached[:, -1:] - reached) + b)).sum(axis=1)
+    return doubled / (2 * a.sum(axis=1) * reached[:, -1])
 
 
 def figure(

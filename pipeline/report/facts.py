@@ -169,12 +169,9 @@ def _utility(evaluations: Evaluations) -> dict[str, Any]:
 
 def _cost(evidence: Evidence) -> dict[str, Any]:
     """Sample gradients and seconds of calibration and both phases, beside retraining."""
-    phases = [
-        {"phase": name, "sample_gradients": item.sample_gradients, "seconds": item.seconds}
-        for name, item in evidence.phases.items()
-        if name in UNLEARNING
-    ]
-    gradients, seconds = sum(p["sample_gradients"] for p in phases), sum(p["seconds"] for p in phases)
+    spent = [item for name, item in evidence.phases.items() if name in UNLEARNING]
+    phases = [{"phase": item.phase, "sample_gradients": item.sample_gradients, "seconds": item.seconds} for item in spent]
+    gradients, seconds = sum(item.sample_gradients for item in spent), sum(item.seconds for item in spent)
     retrain = evidence.phases.get("retrain")
     known = bool(retrain and retrain.sample_gradients)
     return {

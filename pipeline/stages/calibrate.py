@@ -16,9 +16,9 @@ from pipeline.engine.checkpoint import TrainState
 from pipeline.engine.guard import Guard
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.base import Interval, Resampling
+from pipeline.evaluation.levels import held_out_weights, shadow_bracket
 from pipeline.evaluation.membership import membership_auc
 from pipeline.methods.base import plain_loss
-from pipeline.methods.calibration import held_out_weights, shadow_bracket
 from pipeline.models.base import ImageModel
 from pipeline.records import Calibration, Group, GroupLevel
 from pipeline.stages.phase import Phase, choose, retrain_steps

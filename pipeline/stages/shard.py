@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 
 from pipeline import component
@@ -11,10 +12,10 @@ from pipeline.data.index import Progress
 from pipeline.data.pack import pack
 from pipeline.data.partition import RUN_INDEX, partition
 from pipeline.decode import canonical, decode
-from pipeline.errors import IntegrityError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.records import Manifest, RequestBatch, ShardRef
 from pipeline.stages.runner import Job, Result
-from pipeline.storage import publish_bytes, read_bytes
+from pipeline.storage import is_local, join, publish_bytes, read_bytes, remove_tree
 
 __all__ = ["run"]
 
@@ -56,18 +57,24 @@ def run(job: Job) -> Result:
     """
     section = job.config.source
     source = component.build("source", section)
-    packed, source_folder = pack(source, name=section["component"], output=job.config.output, progress=_progress())
     where = job.path(BATCH)
     batch = decode(RequestBatch, json.loads(read_bytes(where)), where=where, error=IntegrityError)
-    manifest = partition(
-        batch,
-        packed,
-        source_folder=source_folder,
-        folder=job.folder,
-        output=job.config.output,
-        run_id=job.folder.rsplit("/", 1)[-1],
-        seed=job.config.seed,
-    )
+    started = time.time()
+    packed, source_folder = pack(source, name=section["component"], output=job.config.output, progress=_progress())
+    try:
+        manifest = partition(
+            batch,
+            packed,
+            source_folder=source_folder,
+            folder=job.folder,
+            output=job.config.output,
+            run_id=job.folder.rsplit("/", 1)[-1],
+            seed=job.config.seed,
+        )
+    except ConfigError:
+        if is_local(source_folder) and os.stat(join(source_folder, "source.json")).st_mtime >= started:
+            remove_tree(source_folder)  # a refused request leaves nothing behind that it made
+        raise
     publish_bytes(job.path("manifest.json"), canonical(manifest))
     new = _new_shards(manifest)
     facts = {

@@ -17,7 +17,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_FILE = 400
 # Modules whose behaviour only shows in whole runs, with the tests that show it.
-TESTED_ELSEWHERE: dict[str, str] = {}
+TESTED_ELSEWHERE = {
+    f"pipeline/stages/{name}.py": "tests/pipeline/stages/test_phases.py"
+    for name in ("calibrate", "forget", "phase", "retain", "train", "runner")
+} | {
+    "pipeline/__main__.py": "tests/journeys/test_faults.py",
+    "pipeline/engine/probe.py": "tests/pipeline/engine/test_distributed.py",
+    "pipeline/methods/base.py": "tests/pipeline/methods/test_decouple.py",
+    "pipeline/models/base.py": "tests/pipeline/models/test_autoencoder.py",
+    "pipeline/records.py": "tests/pipeline/test_decode.py",
+}
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".cfg", ".txt", ".csv", ".j2", ""}
 
 

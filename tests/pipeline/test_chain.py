@@ -63,7 +63,8 @@ def test_every_changed_byte_of_a_receipt_is_found(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         read_receipt(folder, "shard")
     file.write_bytes(good)
-    assert read_receipt(folder, "shard").outputs == (FileRef(uri="shard.out", sha256=hash_file(f"{folder}/shard.out").sha256, bytes=1),)
+    sha256 = hash_file(f"{folder}/shard.out").sha256
+    assert read_receipt(folder, "shard").outputs == (FileRef(uri="shard.out", sha256=sha256, bytes=1),)
 
 
 def test_the_chain_reads_only_what_comes_before_it(tmp_path: Path) -> None:

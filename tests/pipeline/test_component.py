@@ -26,7 +26,8 @@ def test_a_part_outside_the_package_by_dotted_path(tmp_path: Path, monkeypatch: 
     (tmp_path / "mylab").mkdir()
     (tmp_path / "mylab" / "__init__.py").write_text("")
     (tmp_path / "mylab" / "half.py").write_text(
-        "from pipeline.records import record\n@record\nclass Config:\n    share: float = 0.5\ndef build(config):\n    return config.share\n"
+        "from pipeline.records import record\n@record\nclass Config:\n    share: float = 0.5\n"
+        "def build(config):\n    return config.share\n"
     )
     (tmp_path / "mylab" / "empty.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -52,7 +52,8 @@ def prepare(folder: Path, **over: Any) -> str:
     config: RunConfig = resolve(str(write_run_file(folder, **over)))
     batch = read_batch(config)
     run = run_folder(config, batch)
-    publish_bytes(f"{run}/config.yaml", yaml.safe_dump(plain(dataclasses.replace(config, requests="", embedded_requests=()))).encode())
+    saved = plain(dataclasses.replace(config, requests="", embedded_requests=()))
+    publish_bytes(f"{run}/config.yaml", yaml.safe_dump(saved).encode())
     publish_bytes(f"{run}/shards/batch.json", canonical(batch))
     return run
 

@@ -23,7 +23,8 @@ def make_samples(folder: Path, count: int) -> Samples:
     content = b""
     for number in range(count):
         data = encode_png(np.full((8, 8, 1), number % 256, np.uint8))
-        values = (f"k{number}", "all.tar", len(content), len(data), "png", number % 3, number % 2, hashlib.sha256(data).hexdigest())
+        sha256 = hashlib.sha256(data).hexdigest()
+        values = (f"k{number}", "all.tar", len(content), len(data), "png", number % 3, number % 2, sha256)
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
         content += data

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,9 @@ values = st.lists(st.integers(0, 9).map(float), min_size=1, max_size=40).map(np.
 @given(values, values)
 def test_distance_is_scipys_in_range_and_symmetric(first, second):
     found = ks_distance(first, second)
-    assert found == pytest.approx(stats.ks_2samp(first, second, method="asymp").statistic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the p-value, which is not looked at
+        assert found == pytest.approx(stats.ks_2samp(first, second).statistic)
     assert 0 <= found <= 1 and found == ks_distance(second, first)
 
 

@@ -53,7 +53,7 @@ def scores(groups: tuple[Group, ...], *, reference: bool, num: int) -> tuple[dic
         hard = generator.normal(0, 0.5, num)
         for subject, mean in zip(subjects, means, strict=False):
             errors = mean * np.exp(hard + generator.normal(0, 0.25, num) - 0.16)
-            found[subject][place] = {metric: errors for metric in METRICS}
+            found[subject][place] = dict.fromkeys(METRICS, errors)
             found[subject][place] |= {"error_image": errors / 4, "psnr_region": -10 * np.log10(errors)}
             found[subject][place] |= {"psnr_image": -10 * np.log10(errors / 4)}
             found[subject][place] |= {"ssim_region": np.clip(1 - 9 * errors, -1, 1), "ssim_image": np.clip(1 - 3 * errors, -1, 1)}

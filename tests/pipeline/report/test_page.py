@@ -22,6 +22,11 @@ class Reader(html.parser.HTMLParser):
         if tag not in ("meta", "img", "source", "line"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
@@ -34,7 +39,7 @@ def page(tmp_path, **options):
     return text, reader
 
 
-@pytest.mark.parametrize("options", [{}, {"reference": False, "already_unseen": True, "guarded": False}, {"groups": ()}])
+@pytest.mark.parametrize("options", [{}, {"reference": False, "already_unseen": True, "guarded": False}])
 def test_page_is_self_contained_and_in_order(tmp_path, options):
     text, reader = page(tmp_path, **options)
     assert reader.open == []
@@ -58,7 +63,7 @@ def test_hostile_names_are_text(tmp_path):
     assert "<script" not in text and "evil.example" in text
     assert reader.open == []
     card = (tmp_path / "weights/README.md").read_text()
-    assert "<script" not in card and "](http" not in card
+    assert "<script" not in card and not re.search(r"(?<!\\)\]\(", card)
     assert card.startswith("---\npipeline_tag: image-to-image\n")
 
 

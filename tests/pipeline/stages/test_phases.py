@@ -120,7 +120,9 @@ def _some_stages(runs: list[str]) -> None:
 
 def test_images_that_look_unseen_already_are_left_alone(tmp_path: Path) -> None:
     requests = [{"request_id": "r1", "keys": [f"train-{n:06d}" for n in range(0, 60, 2)]}]
-    run = prepare(tmp_path, requests=requests, method={"level": "calibrate", "calibration": {"min_samples": 30}}, train={"epochs": 1})
+    run = prepare(
+        tmp_path, requests=requests, method={"level": "calibrate", "calibration": {"min_samples": 30}}, train={"epochs": 1}
+    )
     run_distributed(_run_all, 1, [run])
     level = json.loads(Path(run, "calibration.json").read_text())["levels"][0]
     assert level["method"] == "held_out"

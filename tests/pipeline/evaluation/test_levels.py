@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.methods.calibration import held_out_weights, shadow_bracket
+from pipeline.evaluation.levels import held_out_weights, shadow_bracket
 
 losses = st.floats(1e-4, 10.0)
 

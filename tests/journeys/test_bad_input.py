@@ -1,0 +1,179 @@
+"""A user's mistakes: exit 2 or 3, one message that names place and cure, no traceback, no file left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.images import encode_png
+from tests.support.command import unlearn
+from tests.support.runs import write_run_file
+
+
+def refused(folder: Path, code: int, *words: str, overrides: tuple[str, ...] = (), **changes: object) -> None:
+    """Run, expect the refusal, and check that the output folder does not exist afterwards."""
+    run_file = write_run_file(folder, **changes)
+    before = sorted(path for path in folder.rglob("*"))
+    done = unlearn("run", str(run_file), *overrides)
+    assert done.returncode == code, (done.returncode, done.stderr, done.stdout)
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "  cure: " in done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert sorted(path for path in folder.rglob("*")) == before, "files were left behind"
+
+
+def test_unknown_key(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "engine.zero_stge: unknown field", "did you mean 'zero_stage'", engine={"zero_stge": 1})
+
+
+def test_unknown_key_of_a_part(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "method: ascent.passs: unknown field", "passes", method={"ascent": {"passs": 1}})
+
+
+def test_wrong_type(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "train.epochs", "integer", overrides=("train.epochs=many",))
+
+
+def test_unknown_component(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "no model is called 'autoencodr'", "autoencoder", model={"component": "autoencodr"})
+
+
+def test_unknown_label_and_key_and_prefix(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "shape 9", requests=[{"label": "shape 9"}])
+    refused(tmp_path, 2, "train-999999", requests=[{"keys": ["train-000001", "train-999999"]}])
+    refused(tmp_path, 2, "nobody/", requests=[{"prefix": "nobody/"}])
+
+
+def test_empty_request_and_request_for_everything(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "no request", requests=[])
+    refused(tmp_path, 2, "train", requests=[{"prefix": "train"}])
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    refused(tmp_path, 2, "absent.safetensors: not found", original=str(tmp_path / "absent.safetensors"))
+
+
+def make_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def sound(count: int, prefix: str) -> dict[str, bytes]:
+    members = {}
+    for number in range(count):
+        members[f"{prefix}{number}.png"] = encode_png(np.full((8, 8, 1), number, np.uint8))
+        members[f"{prefix}{number}.cls"] = str(number % 2).encode()
+    return members
+
+
+def truncated(path: Path) -> None:
+    make_shard(path, sound(9, "b"))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def without(ending: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        members = sound(9, "b")
+        del members[f"b4.{ending}"]
+        make_shard(path, members)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (truncated, ("bad.tar",)),
+        (lambda path: path.write_bytes(b""), ("bad.tar",)),
+        (lambda path: make_shard(path, {}), ("bad.tar",)),
+        (without("png"), ("bad.tar", "b4")),
+        (without("cls"), ("bad.tar", "b4")),
+    ],
+    ids=["truncated", "zero bytes", "no samples", "no image", "no label"],
+)
+def test_broken_shards(tmp_path: Path, fault: Callable[[Path], None], words: tuple[str, ...]) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    make_shard(shards / "good.tar", sound(20, "a"))
+    make_shard(shards / "unseen.tar", sound(20, "u"))
+    fault(shards / "bad.tar")
+    source = {
+        "component": "webdataset",
+        "training": [str(shards / "good.tar"), str(shards / "bad.tar")],
+        "unseen": [str(shards / "unseen.tar")],
+    }
+    (tmp_path / "place").mkdir()
+    # A fresh mapping, so that the synthetic source's fields do not stay.
+    run_file = write_run_file(tmp_path / "place", requests=[{"keys": ["a1"]}])
+    text = run_file.read_text()
+    start = text.index("source:")
+    end = text.index("task:")
+    lines = f"source: {{component: webdataset, training: {source['training']}, unseen: {source['unseen']}}}\n"
+    run_file.write_text(text[:start] + lines + text[end:])
+    done = unlearn("run", str(run_file))
+    assert done.returncode == 3, (done.returncode, done.stderr)
+    assert done.stderr.startswith("error: ")
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "place").rglob("*")] == ["run.yaml"]
+
+
+def test_command_urls_are_never_opened(tmp_path: Path) -> None:
+    run_file = write_run_file(tmp_path, requests="pipe:touch " + str(tmp_path / "ran"))
+    done = unlearn("run", str(run_file))
+    assert done.returncode == 2
+    assert "plain storage" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.distributed
+def test_a_folder_of_another_batch_is_not_touched(copy: Path) -> None:
+    """The same folder name with another batch in it: as after a collision, or a folder copied by hand."""
+    other = write_run_file(copy.parents[1], requests=[{"request_id": "x", "label": "shape 2"}])
+    plan = unlearn("plan", str(other), "--json")
+    assert plan.returncode == 0, plan.stderr
+    import json
+
+    wanted = Path(json.loads(plan.stdout)["folder"])
+    os.rename(copy, wanted)
+    before = {path: path.read_bytes() for path in wanted.rglob("*") if path.is_file()}
+    done = unlearn("run", str(other))
+    assert done.returncode == 2
+    assert "another batch" in done.stderr
+    assert {path: path.read_bytes() for path in wanted.rglob("*") if path.is_file()} == before
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, kibibytes: int) -> Iterator[None]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("kibibytes", [40, 260])
+def test_no_space_left(tmp_path: Path, kibibytes: int) -> None:
+    with small_disk(tmp_path / "disk", kibibytes):
+        run_file = write_run_file(tmp_path, output=str(tmp_path / "disk" / "out"))
+        done = unlearn("run", str(run_file))
+        assert done.returncode == 3, (done.returncode, done.stderr)
+        assert "no space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list((tmp_path / "disk").rglob("*.part"))

@@ -1,0 +1,74 @@
+"""One changed byte in any kind of file makes `unlearn verify` fail and name it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import unlearn
+
+pytestmark = pytest.mark.distributed
+
+KINDS = {
+    "forget shard": "shards/forget-000000.tar",
+    "rewritten shard": "shards/rewritten-*.tar",
+    "index": "shards/index.parquet",
+    "source shard": "../sources/*/train-000000.tar",
+    "original weights": "checkpoints/original/model.safetensors",
+    "unlearned weights": "checkpoints/unlearned/model.safetensors",
+    "released weights": "weights/model.safetensors",
+    "receipt": "receipts/forget.json",
+    "last receipt": "receipts/release.json",
+    "manifest": "manifest.json",
+    "calibration": "calibration.json",
+    "evaluation": "evaluation.json",
+    "page": "report.html",
+    "facts": "report.json",
+    "configuration": "config.yaml",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_byte_is_found_and_named(copy: Path, kind: str) -> None:
+    targets = sorted(copy.glob(KINDS[kind]))
+    if kind == "source shard":
+        # The forgotten class is in the only training shard, so that one was rewritten; unseen images are referenced.
+        targets = sorted(copy.glob("../sources/*/unseen-000000.tar"))
+    assert targets, kind
+    content = bytearray(targets[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    targets[0].write_bytes(content)
+    done = unlearn("verify", str(copy))
+    assert done.returncode == 3, done.stdout
+    assert targets[0].name in done.stderr or targets[0].stem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_files_are_named(copy: Path) -> None:
+    (copy / "checkpoints" / "forgotten" / "model.safetensors").unlink()
+    (copy / "receipts" / "release.json").unlink()
+    done = unlearn("verify", str(copy))
+    assert done.returncode == 3
+    assert "forgotten" in done.stderr
+    assert "release" in done.stderr
+
+
+def test_a_changed_shard_stops_the_stage_that_reads_it(copy: Path) -> None:
+    for receipt in ("retain", "evaluate", "release"):
+        (copy / "receipts" / f"{receipt}.json").unlink()
+    shard = sorted(copy.glob("shards/rewritten-*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    for place in range(600, len(content), 2048):
+        content[place] ^= 255
+    shard.write_bytes(content)
+    done = unlearn("run", str(_run_file(copy)))
+    assert done.returncode == 3, done.stdout
+    assert shard.name in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _run_file(copy: Path) -> Path:
+    from tests.support.runs import write_run_file
+
+    return write_run_file(copy.parents[1], method={"level": "calibrate"}, output=str(copy.parent))

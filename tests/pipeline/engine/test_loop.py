@@ -1,0 +1,123 @@
+"""The loop with a counting backend: order of acts, refusal before the step, rollback, resume, a clean leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.engine.checkpoint import Checkpoints, TrainState
+from pipeline.engine.guard import Guard, Verdict
+from pipeline.engine.loop import fit
+from pipeline.errors import Preempted
+
+
+@dataclasses.dataclass
+class Losses:
+    total: Tensor
+    measures: Mapping[str, float]
+    samples: int = 4
+
+
+class Backend:
+    """Its weight is the number of steps taken; `bad_at` gives a non-finite gradient there."""
+
+    def __init__(self, bad_at: int = -1) -> None:
+        self.weight, self.bad_at, self.model = 0, bad_at, None
+
+    def backward(self, loss: Tensor) -> Tensor:
+        return torch.tensor(float(self.weight == self.bad_at))
+
+    def step(self, step: int) -> None:
+        assert step == self.weight
+        self.weight += 1
+
+    def save(self, folder: str) -> None:
+        Path(folder, "weight").write_text(str(self.weight))
+
+    def load(self, folder: str) -> None:
+        self.weight = int(Path(folder, "weight").read_text())
+
+
+class Feed:
+    def __init__(self) -> None:
+        self.used: list[int] = []
+
+    def batch(self, step: int) -> int:
+        return step
+
+    def count(self, batch: int) -> None:
+        self.used.append(batch)
+
+    def totals(self, group: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        return (len(self.used),), ("00",)
+
+    def restore(self, seen: tuple[int, ...], digests: tuple[str, ...], rank: int) -> None:
+        self.used = list(range(seen[0]))
+
+
+class Group(SimpleNamespace):
+    def __init__(self) -> None:
+        super().__init__(rank=0, world_size=1, leaving=False, barrier=lambda: None, sum=lambda values: values.double())
+
+
+def run(folder: Path, backend: Backend, feed: Feed, group: Group | None = None, **changes: Any) -> tuple[TrainState, str]:
+    group = group or Group()
+    settings: dict[str, Any] = {
+        "steps": 10,
+        "save_every": 3,
+        "guard": Guard(),
+        "checkpoints": Checkpoints(str(folder), "p", config_digest="d", group=group),
+        "telemetry": SimpleNamespace(start=lambda *a: None, step=lambda *a: None),
+        "group": group,
+    }
+    loss = changes.pop("loss", lambda model, batch: Losses(torch.zeros(()), {"loss": float(batch)}))
+    return fit(backend, feed, loss, **{**settings, **changes})
+
+
+def test_a_whole_phase_counts_everything_once(tmp_path: Path) -> None:
+    backend, feed = Backend(), Feed()
+    state, reason = run(tmp_path, backend, feed)
+    assert (reason, state.step, state.sample_gradients, state.seen, backend.weight) == ("budget", 10, 40, (10,), 10)
+    assert feed.used == list(range(10))
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_bad_step_is_refused_before_the_weights_move_and_the_last_good_state_returns(tmp_path: Path, kind: str) -> None:
+    backend, feed = Backend(bad_at=5 if kind == "gradient" else -1), Feed()
+    worse = (lambda m, b: Losses(torch.zeros(()), {"loss": float("nan") if b == 5 else 1.0})) if kind == "loss" else None
+    state, reason = run(tmp_path, backend, feed, **({"loss": worse} if worse else {}))
+    assert reason == f"non-finite {kind}"
+    assert (state.step, backend.weight, state.seen) == (3, 3, (3,))
+    assert state.sample_gradients == 20, "what the abandoned steps cost stays on the bill"
+
+
+def test_a_probe_stops_here_or_goes_back(tmp_path: Path) -> None:
+    verdicts = {4: Verdict(act="go"), 6: Verdict(act="stop", reason="enough")}
+    state, reason = run(tmp_path / "a", Backend(), Feed(), guard=Guard(probe=verdicts.get))
+    assert (state.step, reason) == (6, "enough")
+    backend = Backend()
+    verdicts = {4: Verdict(act="go"), 5: Verdict(act="back", reason="floor")}
+    state, reason = run(tmp_path / "b", backend, Feed(), guard=Guard(probe=verdicts.get), save_every=100)
+    assert (state.step, backend.weight, reason) == (4, 4, "floor")
+
+
+def test_asked_to_leave_it_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    group, feed = Group(), Feed()
+
+    def leave_at_five(model: Any, batch: int) -> Losses:
+        group.leaving = batch == 4
+        return Losses(torch.zeros(()), {"loss": 0.0})
+
+    with pytest.raises(Preempted, match="step 5"):
+        run(tmp_path, Backend(), feed, group, loss=leave_at_five)
+    backend, feed = Backend(), Feed()
+    state, reason = run(tmp_path, backend, feed)
+    assert (reason, state.step, state.sample_gradients, backend.weight) == ("budget", 10, 40, 10)
+    assert feed.used == list(range(10))
