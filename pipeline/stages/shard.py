@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -74,6 +75,8 @@ def run(job: Job) -> Result:
     except ConfigError:
         if is_local(source_folder) and os.stat(join(source_folder, "source.json")).st_mtime >= started:
             remove_tree(source_folder)  # a refused request leaves nothing behind that it made
+            with contextlib.suppress(OSError):  # other sources may lie there
+                os.rmdir(os.path.dirname(source_folder))
         raise
     publish_bytes(job.path("manifest.json"), canonical(manifest))
     new = _new_shards(manifest)

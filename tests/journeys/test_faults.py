@@ -17,6 +17,7 @@ from tests.support.command import UNLEARN, environment, unlearn
 from tests.support.runs import write_run_file
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+FILES = ("original", "retrained", "forgotten", "unlearned")
 
 
 def workers(stage: str, folder: Path) -> list[psutil.Process]:
@@ -62,6 +63,27 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def same_weights(run: Path, finished: Path) -> None:
+    for name in FILES:
+        relative = f"checkpoints/{name}/model.safetensors"
+        assert digest(run / relative) == digest(finished / relative), name
+    assert not list(run.rglob("*.part"))
+    assert unlearn("verify", str(run)).returncode == 0
+
+
+def test_killed_in_phase_two_it_ends_with_the_same_weights(finished: Path, copy: Path) -> None:
+    for name in ("retain", "evaluate", "release"):
+        (copy / "receipts" / f"{name}.json").unlink()
+    (copy / "checkpoints" / "unlearned" / "model.safetensors").unlink()
+    run_file = write_run_file(copy.parents[1], method={"level": "calibrate"})
+    code, messages = kill_in("retain", 1, 4.0, run_file)
+    assert code in (0, 75), messages
+    assert code == 0 or "run the same command again" in messages
+    assert unlearn("run", str(run_file)).returncode == 0
+    same_weights(copy, finished)
+
+
+@pytest.mark.services
 def test_killed_in_every_stage_it_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
     run_file = write_run_file(tmp_path, method={"level": "calibrate"})
     interrupted = []
@@ -79,12 +101,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(finished: Path, tmp
     assert len(interrupted) >= 4, interrupted
     last = unlearn("run", str(run_file))
     assert last.returncode == 0, last.stderr
-    run = tmp_path / "out" / finished.name
-    for name in ("original", "retrained", "forgotten", "unlearned"):
-        relative = f"checkpoints/{name}/model.safetensors"
-        assert digest(run / relative) == digest(finished / relative), name
-    assert not list(run.rglob("*.part"))
-    assert unlearn("verify", str(run)).returncode == 0
+    same_weights(tmp_path / "out" / finished.name, finished)
 
 
 def test_asked_to_stop_it_saves_and_goes_on(tmp_path: Path) -> None:

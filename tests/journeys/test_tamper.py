@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 
 from tests.support.command import unlearn
@@ -57,14 +58,14 @@ def test_missing_files_are_named(copy: Path) -> None:
 def test_a_changed_shard_stops_the_stage_that_reads_it(copy: Path) -> None:
     for receipt in ("retain", "evaluate", "release"):
         (copy / "receipts" / f"{receipt}.json").unlink()
-    shard = sorted(copy.glob("shards/rewritten-*.tar"))[0]
+    rows = parquet.read_table(copy / "shards" / "index.parquet", filters=[("split", "=", "retain")]).to_pylist()
+    shard = copy / rows[5]["shard"]
     content = bytearray(shard.read_bytes())
-    for place in range(600, len(content), 2048):
-        content[place] ^= 255
+    content[rows[5]["offset"] + rows[5]["size"] // 2] ^= 1
     shard.write_bytes(content)
     done = unlearn("run", str(_run_file(copy)))
     assert done.returncode == 3, done.stdout
-    assert shard.name in done.stderr
+    assert f"{shard.name}: {rows[5]['key']}.png" in done.stderr
     assert "Traceback" not in done.stderr
 
 
