@@ -23,6 +23,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	git ls-files -z | xargs -0 $(BIN)/codespell
 
 bench: .venv/installed
 	set -e; for file in benchmarks/*.py; do $(BIN)/python "$$file"; done

@@ -1,5 +1,5 @@
 """The `unlearn` command. Exit codes: 0 done, 1 our bug, 2 wrong use or configuration, 3 bad data, integrity or storage,
-4 the verdict failed, 75 pre-empted (run it again), 130 interrupted.
+4 the verdict failed, 75 preempted (run it again), 130 interrupted.
 
 What a command needs is imported inside it, so that `unlearn --help` answers at once.
 """

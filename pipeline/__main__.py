@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 
 import yaml
 
@@ -78,6 +79,8 @@ def main(arguments: list[str]) -> int:
     _die_with_parent()
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
+    # Deprecations inside torch and DeepSpeed are theirs to mend; a log should hold what the reader can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.")
     for noisy in ("accelerate", "DeepSpeed", "torch", "fsspec", "matplotlib", "PIL", "botocore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:

@@ -6,6 +6,7 @@ machine without GPU, so `pipeline.engine.backend` calls DeepSpeed itself.
 
 from __future__ import annotations
 
+import os
 import signal
 from datetime import timedelta
 from types import FrameType
@@ -59,8 +60,10 @@ def join_group(*, timeout_seconds: int = 600) -> ProcessGroup:
     """
     global _CURRENT
     on_cpu = not torch.cuda.is_available()
-    timeout = {"timeout": timedelta(seconds=timeout_seconds)}
-    state = PartialState(cpu=on_cpu, **({"backend": "gloo", **timeout} if on_cpu else timeout))
+    options: dict[str, Any] = {}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # alone, accelerate takes no options
+        options = {"timeout": timedelta(seconds=timeout_seconds), **({"backend": "gloo"} if on_cpu else {})}
+    state = PartialState(cpu=on_cpu, **options)
     _CURRENT = ProcessGroup(state)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _CURRENT.on_signal)

@@ -33,6 +33,8 @@ __all__ = ["Phase", "choose", "retrain_steps"]
 
 log = logging.getLogger("unlearn")
 
+CURVE_POINTS = 50
+
 
 def retrain_steps(job: Job, manifest: Manifest) -> int:
     """Optimizer steps that retraining takes: the measure of all other costs."""
@@ -123,7 +125,8 @@ class Phase:
         engine = self.job.config.engine
         mark = digest([config_digest(self.job.config, self.job.spec), inputs_of(self.job.folder, self.job.spec)])
         self._checkpoints = Checkpoints(self.job.folder, self.name, config_digest=mark, group=self.group)
-        telemetry = Telemetry(self.job.folder, self.name, every=engine.log_steps, group=self.group)
+        every = min(engine.log_steps, max(1, steps // CURVE_POINTS))  # short phases are drawn too
+        telemetry = Telemetry(self.job.folder, self.name, every=every, group=self.group)
         try:
             return fit(
                 backend,

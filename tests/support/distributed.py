@@ -21,11 +21,14 @@ from typing import Any
 import pytest
 
 
-def _child(body: Callable[..., Any], rank: int, world_size: int, store: str, answers: Any, arguments: tuple[Any, ...]) -> None:
+def _child(
+    body: Callable[..., Any], rank: int, world_size: int, backend: str, store: str, answers: Any, arguments: tuple[Any, ...]
+) -> None:
     warnings.simplefilter("ignore")
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in environment.items()})
-    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
+    if backend == "gloo":  # also on a machine with GPUs
+        os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo", CUDA_VISIBLE_DEVICES="")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
     import torch
 
@@ -33,7 +36,7 @@ def _child(body: Callable[..., Any], rank: int, world_size: int, store: str, ans
 
     torch.set_num_threads(1)
     try:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+        torch.distributed.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world_size)
         join_group()
         answer = ("value", pickle.dumps(body(*arguments)))  # by value: shared memory would end with this process
         leave_group()
@@ -44,13 +47,18 @@ def _child(body: Callable[..., Any], rank: int, world_size: int, store: str, ans
     answers.put((rank, answer))
 
 
-def run_distributed(body: Callable[..., Any], world_size: int = 2, *arguments: Any, timeout: float = 200.0) -> list[Any]:
+def run_distributed(
+    body: Callable[..., Any], world_size: int = 2, *arguments: Any, timeout: float = 200.0, backend: str = "gloo"
+) -> list[Any]:
     """Run `body(*arguments)` on `world_size` ranks; returns each rank's value, or fails with the first rank's traceback."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        ranks = [context.Process(target=_child, args=(body, n, world_size, store, answers, arguments)) for n in range(world_size)]
+        ranks = [
+            context.Process(target=_child, args=(body, n, world_size, backend, store, answers, arguments))
+            for n in range(world_size)
+        ]
         for process in ranks:
             process.start()
         found: dict[int, tuple[str, Any]] = {}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config import EngineConfig
-from pipeline.engine.backend import Backend, OptimizerConfig
+from pipeline.engine.backend import Backend, OptimizerConfig, quiet_deepspeed
 from pipeline.engine.distributed import group
 from pipeline.models.autoencoder import Config, build
 from tests.support.distributed import run_distributed
@@ -21,8 +21,8 @@ def _steps(backend: Backend, first: int, count: int) -> None:
     for step in range(first, first + count):
         images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(step))
         share = 6 // ranks.world_size
-        mine = images[ranks.rank * share : (ranks.rank + 1) * share]
-        region = torch.zeros(share, 1, 8, 8, dtype=torch.bool)
+        mine = images[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device)
+        region = torch.zeros(share, 1, 8, 8, dtype=torch.bool, device=ranks.device)
         region[:, :, 2:6, 2:6] = True
         losses = backend.model(mine.masked_fill(region, 0.5), mine, region)
         assert not backend.backward(losses.sum() * ranks.world_size / 6)
@@ -31,14 +31,14 @@ def _steps(backend: Backend, first: int, count: int) -> None:
 
 def _backend(stage: int, precision: str, seed: int = 0) -> Backend:
     torch.manual_seed(seed)
-    model = build(Config(image_size=8, width=16, latent=16))
+    model = build(Config(image_size=8, width=16, latent=16)).to(group().device)
     engine = EngineConfig(zero_stage=stage, precision=precision)
     return Backend(
         model, engine=engine, optimizer=OptimizerConfig(learning_rate=1e-2, steps=8, clip=0.5), micro_batch=3, group=group()
     )
 
 
-def _resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
+def resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
     answers = {}
     for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16")):
         whole = _backend(stage, precision)
@@ -59,7 +59,7 @@ def _resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
 @pytest.mark.distributed
 def test_every_stage_and_precision_resumes_bit_for_bit_and_agrees_with_the_others() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (answers, other) = run_distributed(_resume, 2, folder)
+        (answers, other) = run_distributed(resume, 2, folder)
     for name, (expected, resumed, saved) in answers.items():
         for key in expected:
             assert torch.equal(expected[key], resumed[key]), f"{name}: {key} after resume"
@@ -94,3 +94,16 @@ def test_rate_rises_then_falls_to_nothing() -> None:
     assert max(rates) <= 2.0
     assert rates[99] < 0.01
     assert all(math.isclose(OptimizerConfig(learning_rate=1.0, steps=5, decay=False).rate(step), 1.0) for step in range(5))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "compiler", "words"), [(False, "/usr/bin/c++", "jit_ops is off"), (True, None, "no C++ compiler")]
+)
+def test_the_just_in_time_op_is_off_unless_wanted_and_possible(
+    wanted: bool, compiler: str | None, words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    with caplog.at_level("INFO", logger="unlearn"):
+        deepspeed = quiet_deepspeed(EngineConfig(jit_ops=wanted))
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
+    assert words in caplog.text
