@@ -155,7 +155,15 @@ def _locate(config: Config) -> Path:
 def _from_debian() -> dict[str, bytes]:
     """The four files out of the Debian package, fetched and unpacked without root; apt checks its signature chain."""
     with tempfile.TemporaryDirectory() as work:
-        _call(["apt-get", "download", PACKAGE], work)
+        try:
+            _call(["apt-get", "download", PACKAGE], work)
+        except DataError:
+            # A fresh machine has no package lists, and only root may fill the system's own: fill private ones.
+            lists = Path(work) / "lists"
+            (lists / "partial").mkdir(parents=True)
+            private = ["apt-get", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={work}/apt"]
+            _call([*private, "update"], work)
+            _call([*private, "download", PACKAGE], work)
         for package in sorted(Path(work).glob(f"{PACKAGE}_*.deb")):
             _call(["dpkg-deb", "-x", str(package), str(Path(work) / "tree")], work)
         folder = Path(work) / "tree" / INSTALLED.lstrip("/")

@@ -123,6 +123,22 @@ def test_the_debian_package_is_fetched_once_into_the_cache(files: Path, tmp_path
     _check(Config())
 
 
+def test_a_machine_without_package_lists_fetches_private_ones(files: Path, tmp_path: Path) -> None:
+    _debian(tmp_path, files)
+    # Like apt-get on a fresh machine: nothing is known until an update has filled the lists that the call names.
+    script = """
+case "$*" in
+  "download dataset-fashion-mnist") echo "Unable to locate package" >&2; exit 100;;
+  *Dir::State::Lists=*" update") : > "${3#Dir::State::Lists=}/filled";;
+  *Dir::State::Lists=*" download dataset-fashion-mnist")
+    test -e "${3#Dir::State::Lists=}/filled" && : > dataset-fashion-mnist_1.0_all.deb;;
+  *) exit 99;;
+esac"""
+    _tool(tmp_path / "bin", "apt-get", script)
+    _check(Config())
+    assert (tmp_path / "cache").exists()
+
+
 def test_without_debian_a_mirror_serves(files: Path, tmp_path: Path, mirror: list[str]) -> None:
     _tool(tmp_path / "bin", "apt-get", "echo 'no such package' >&2; exit 100")
     _check(Config(cache=str(tmp_path / "elsewhere")))
