@@ -129,9 +129,9 @@ def test_a_machine_without_package_lists_fetches_private_ones(files: Path, tmp_p
     script = """
 case "$*" in
   "download dataset-fashion-mnist") echo "Unable to locate package" >&2; exit 100;;
-  *Dir::State::Lists=*" update") : > "${3#Dir::State::Lists=}/filled";;
+  *Dir::State::Lists=*" update") : > "${2#Dir::State::Lists=}/filled";;
   *Dir::State::Lists=*" download dataset-fashion-mnist")
-    test -e "${3#Dir::State::Lists=}/filled" && : > dataset-fashion-mnist_1.0_all.deb;;
+    test -e "${2#Dir::State::Lists=}/filled" && : > dataset-fashion-mnist_1.0_all.deb;;
   *) exit 99;;
 esac"""
     _tool(tmp_path / "bin", "apt-get", script)
