@@ -178,10 +178,12 @@ def _run_stage(
     log = join(folder, "logs", f"{spec.name}.log") if is_local(folder) else ""
     job = torchrun.stage_job(spec, folder, machine, threads=config.launch.threads)
     run_worker(job, what=f"stage {spec.name}", lock=handle, log=log, to_stderr=to_stderr)
-    if current_receipt(config, folder, spec) is None:
+    receipt = current_receipt(config, folder, spec)
+    if receipt is None:
         kind = "no receipt" if read_receipt(folder, spec.name) is None else "a receipt that does not fit its outputs"
         raise IntegrityError(f"stage {spec.name}: ended with {kind}", f"see {log or 'its log'}, then run again")
-    say(f"{spec.name}: done in {time.monotonic() - started:.0f} s")
+    why = f": {receipt.facts['reason']}" if receipt.facts.get("reason") else ""
+    say(f"{spec.name}: done in {time.monotonic() - started:.0f} s{why}")
 
 
 def read_report(folder: str) -> dict[str, Any]:

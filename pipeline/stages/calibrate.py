@@ -88,7 +88,10 @@ def run(job: Job) -> Result:
     if job.first:
         record = Calibration(levels=levels, retain_error=retain_error, sample_gradients=state.sample_gradients)
         publish_bytes(job.path("calibration.json"), canonical(record))
-    outcome = phase.finish(state, "shadow trained" if shadow else "no shadow needed")
+    reason = "shadow trained" if shadow else "no shadow needed"
+    if already := [level.group for level in levels if level.already_unseen]:
+        reason += f"; already unseen to the original: {', '.join(already)}"
+    outcome = phase.finish(state, reason)
     files = phase.outputs() if shadow else phase.outputs()[:1]
     return Result(outputs=("calibration.json", *files), facts=phase.facts(outcome))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from pipeline.data.images import encode_png
 from tests.support.command import unlearn
 from tests.support.runs import write_run_file
+from tests.support.shards import make_shard
 
 
 def refused(folder: Path, code: int, *words: str, overrides: tuple[str, ...] = (), **changes: object) -> None:
@@ -63,14 +62,6 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     refused(tmp_path, 2, "absent.safetensors: not found", original=str(tmp_path / "absent.safetensors"))
 
 
-def make_shard(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
 def sound(count: int, prefix: str) -> dict[str, bytes]:
     members = {}
     for number in range(count):
@@ -116,13 +107,7 @@ def test_broken_shards(tmp_path: Path, fault: Callable[[Path], None], words: tup
         "unseen": [str(shards / "unseen.tar")],
     }
     (tmp_path / "place").mkdir()
-    # A fresh mapping, so that the synthetic source's fields do not stay.
-    run_file = write_run_file(tmp_path / "place", requests=[{"keys": ["a1"]}])
-    text = run_file.read_text()
-    start = text.index("source:")
-    end = text.index("task:")
-    lines = f"source: {{component: webdataset, training: {source['training']}, unseen: {source['unseen']}}}\n"
-    run_file.write_text(text[:start] + lines + text[end:])
+    run_file = write_run_file(tmp_path / "place", requests=[{"keys": ["a1"]}], source=source)
     done = unlearn("run", str(run_file))
     assert done.returncode == 3, (done.returncode, done.stderr)
     assert done.stderr.startswith("error: ")

@@ -33,7 +33,9 @@ TINY: dict[str, Any] = {
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the nested mappings of `over` laid on top."""
+    """`base` with the nested mappings of `over` laid on top; another part replaces the whole section."""
+    if "component" in over:
+        return over
     return {
         **base,
         **{k: merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()},

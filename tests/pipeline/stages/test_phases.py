@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import safetensors.torch
 import torch
 
 from pipeline.chain import read_receipt
+from pipeline.data.sources import synthetic
 from tests.support.distributed import run_distributed
 from tests.support.runs import prepare, run_stages
+from tests.support.shards import make_shard
 
 PHASES = ("shard", "train", "calibrate", "forget", "retain")
 
@@ -51,6 +54,24 @@ def test_both_phases_at_every_zero_stage_and_precision_on_two_ranks(tmp_path: Pa
             assert drift < 2e-3, f"ZeRO {stage} differs from ZeRO 0 by {drift}"
 
 
+def uneven_shards(folder: Path) -> dict[str, object]:
+    """The tiny source's images as shards of 3, 44 and 73 images; a part for a run file."""
+    source = synthetic.build(synthetic.Config(samples=120, unseen_samples=80, size=8))
+    pools = {"training": [*source.training()], "unseen": [*source.unseen()]}
+    cuts = {"training": (0, 3, 47, 120), "unseen": (0, 80)}
+    section: dict[str, object] = {"component": "webdataset", "classes": list(source.classes)}
+    for name, images in pools.items():
+        files = []
+        for start, end in itertools.pairwise(cuts[name]):
+            members = {}
+            for image in images[start:end]:
+                members[f"{image.key}.png"], members[f"{image.key}.cls"] = image.image, str(image.label).encode()
+            files.append(str(folder / f"{name}-{start}.tar"))
+            make_shard(Path(files[-1]), members)
+        section[name] = files
+    return section
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_coverage_is_exact_and_results_agree_on_one_two_and_three_ranks(tmp_path: Path) -> None:
@@ -59,7 +80,7 @@ def test_coverage_is_exact_and_results_agree_on_one_two_and_three_ranks(tmp_path
         place = tmp_path / str(world)
         place.mkdir()
         # 33 forget images in batches of 16: the last batch holds one image, so on two and three ranks some have none.
-        runs.append(prepare(place))
+        runs.append(prepare(place, source=uneven_shards(place)))
         run_distributed(_run_all, world, [runs[-1]])
     digests = set()
     for run in runs:
@@ -119,7 +140,7 @@ def _some_stages(runs: list[str]) -> None:
 
 
 def test_images_that_look_unseen_already_are_left_alone(tmp_path: Path) -> None:
-    requests = [{"request_id": "r1", "keys": [f"train-{n:06d}" for n in range(0, 60, 2)]}]
+    requests = [{"request_id": "r1", "keys": [f"train-{n:06d}" for n in range(40)]}]
     run = prepare(
         tmp_path, requests=requests, method={"level": "calibrate", "calibration": {"min_samples": 30}}, train={"epochs": 1}
     )
