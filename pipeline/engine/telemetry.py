@@ -76,7 +76,7 @@ class Telemetry:
             return
         seconds = state.seconds - self._mark.seconds
         rate = (state.sample_gradients - self._mark.sample_gradients) / seconds if seconds > 0 else 0.0
-        self._show(state, rate)
+        self._show(state)
         if state.step % self._every and state.step != self._steps:
             return
         self._mark = state
@@ -86,8 +86,9 @@ class Telemetry:
         if self._board is not None:
             self._board.log({f"{self._phase}/{name}": value for name, value in values.items()}, step=state.step)
 
-    def _show(self, state: TrainState, rate: float) -> None:
-        """Move the bar; without a terminal, a line now and then."""
+    def _show(self, state: TrainState) -> None:
+        """Move the bar, with the phase's mean rate; without a terminal, a line now and then."""
+        rate = state.sample_gradients / state.seconds if state.seconds > 0 else 0.0
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=state.step, rate=f"{rate:,.0f} images/s")
         elif state.seconds - self._told >= LINE_SECONDS:
