@@ -44,7 +44,7 @@ def _check(file: str) -> None:
         component.build("model", config.model)
     component.build("task", config.task)
     component.decode_config("source", config.source)
-    component.load("method", config.method["component"]).check(component.decode_config("method", config.method))
+    component.decode_config("method", config.method)
 
 
 def _run(name: str, folder: str) -> None:

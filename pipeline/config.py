@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Gt, Lt
 
 from pipeline.component import GROUPS
 from pipeline.decode import closest, decode, digest, plain
@@ -27,7 +28,12 @@ __all__ = [
     "EvaluationConfig",
     "ImagesConfig",
     "LaunchConfig",
+    "NotNegative",
+    "NotNegativeFloat",
+    "Positive",
+    "PositiveFloat",
     "RunConfig",
+    "Share",
     "TrainConfig",
     "packaged",
     "read_batch",
@@ -36,6 +42,12 @@ __all__ = [
     "run_id",
     "section_digest",
 ]
+
+Positive = Annotated[int, Gt(0)]
+NotNegative = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NotNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Gt(0), Lt(1)]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -46,9 +58,9 @@ class ImagesConfig:
 
     fit: Literal["crop", "pad"] = "crop"
     """`crop`: scale the short side to the model's size and cut the centre. `pad`: centre on black, never scale up."""
-    max_pixels: int = 64_000_000
+    max_pixels: Positive = 64_000_000
     """Larger images are refused as decompression bombs."""
-    cache_bytes: int = 1 << 30
+    cache_bytes: NotNegative = 1 << 30
     """Decoded images kept in memory, per rank."""
 
 
@@ -56,15 +68,15 @@ class ImagesConfig:
 class TrainConfig:
     """Training of the original and of the retrained reference, where they are ours to make."""
 
-    epochs: int = 6
+    epochs: Positive = 6
     """Passes over the training samples."""
-    batch_size: int = 128
+    batch_size: Positive = 128
     """Global batch, whatever the number of ranks."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Peak of a cosine schedule."""
-    warmup_steps: int = 20
+    warmup_steps: NotNegative = 20
     """Linear rise to the peak."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegativeFloat = 0.0
     """AdamW's decoupled decay."""
 
 
@@ -76,9 +88,9 @@ class EngineConfig:
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute type; master weights and optimizer states are fp32 always."""
-    checkpoint_steps: int = 200
+    checkpoint_steps: Positive = 200
     """Steps between sharded checkpoints of the long phases."""
-    log_steps: int = 10
+    log_steps: Positive = 10
     """Steps between lines in metrics.jsonl."""
     jit_ops: bool = False
     """Let DeepSpeed compile its shared-memory collective on CPU at first use (needs a C++ compiler, about 25 s)."""
@@ -88,15 +100,15 @@ class EngineConfig:
 class EvaluationConfig:
     """What is measured at the end."""
 
-    max_samples: int = 2000
+    max_samples: Positive = 2000
     """Images per split and group at most, chosen by key hash; forget images likewise."""
-    batch_size: int = 500
+    batch_size: Positive = 500
     """Images per forward pass."""
-    bootstrap: int = 1000
+    bootstrap: Positive = 1000
     """Resamples behind each interval."""
-    confidence: float = 0.95
+    confidence: Share = 0.95
     """Coverage of the intervals."""
-    grid_images: int = 8
+    grid_images: Positive = 8
     """Columns of each picture grid."""
 
 
@@ -104,11 +116,11 @@ class EvaluationConfig:
 class LaunchConfig:
     """Processes on this machine."""
 
-    ranks: int = 0
+    ranks: NotNegative = 0
     """Ranks per stage; 0 means all GPUs, or two on a machine without."""
-    threads: int = 0
+    threads: NotNegative = 0
     """Compute threads per rank; 0 means cores divided by ranks."""
-    timeout_seconds: int = 600
+    timeout_seconds: Positive = 600
     """A collective that waits longer ends the stage."""
 
 
@@ -243,26 +255,6 @@ def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
 
 def _checked(config: RunConfig, where: str) -> RunConfig:
     """Refuse values that decode but cannot work."""
-    positive = {
-        "train.epochs": config.train.epochs,
-        "train.batch_size": config.train.batch_size,
-        "train.learning_rate": config.train.learning_rate,
-        "engine.checkpoint_steps": config.engine.checkpoint_steps,
-        "engine.log_steps": config.engine.log_steps,
-        "evaluation.max_samples": config.evaluation.max_samples,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.bootstrap": config.evaluation.bootstrap,
-        "evaluation.grid_images": config.evaluation.grid_images,
-        "launch.timeout_seconds": config.launch.timeout_seconds,
-        "images.max_pixels": config.images.max_pixels,
-    }
-    for field, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"{where}: {field}: must be above 0, got {value}", "correct the field")
-    if not 0 < config.evaluation.confidence < 1:
-        raise ConfigError(f"{where}: evaluation.confidence: must lie between 0 and 1", "write e.g. 0.95")
-    if config.launch.ranks < 0 or config.launch.threads < 0:
-        raise ConfigError(f"{where}: launch: ranks and threads must not be negative", "0 means: choose for this machine")
     safe = config.name.replace("-", "").replace("_", "").replace(".", "")
     if not (safe.isascii() and safe.isalnum()) or config.name.startswith("."):
         raise ConfigError(f"{where}: name: '{config.name}'", "use letters, digits, '-', '_' and '.'")

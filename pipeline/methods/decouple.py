@@ -8,30 +8,33 @@ same completion; a guard that holds the forget loss near lambda during retention
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
+from pipeline.config import NotNegative, NotNegativeFloat, Positive, PositiveFloat
 from pipeline.data.stream import Batch
-from pipeline.errors import ConfigError
 from pipeline.methods.base import LossContext, Losses, group_means, plain_loss
 from pipeline.records import record
 
 __all__ = ["AscentConfig", "CalibrationConfig", "Config", "Decouple", "RetentionConfig", "build"]
+
+AboveOne = Annotated[float, Gt(1)]
 
 
 @record
 class CalibrationConfig:
     """How lambda is found when it is not given."""
 
-    shadow_share: float = 0.08
+    shadow_share: PositiveFloat = 0.08
     """Length of the shadow's retain-only training, as a share of the steps of retraining."""
-    margin: float = 0.05
+    margin: NotNegativeFloat = 0.05
     """A group is taken as unseen already when its AUC's interval holds 0.5 or lies within 0.5 +- margin ..."""
-    min_samples: int = 100
+    min_samples: Positive = 100
     """... and it has at least this many images: with fewer the test finds nothing because it has no power."""
-    samples: int = 2000
+    samples: Positive = 2000
     """Images measured per group."""
 
 
@@ -39,21 +42,21 @@ class CalibrationConfig:
 class AscentConfig:
     """Phase 1."""
 
-    passes: int = 2
+    passes: Positive = 2
     """Most passes over the forget images; a pass is always finished, so that each is seen equally often."""
-    batch_size: int = 128
+    batch_size: Positive = 128
     """Global batch."""
-    learning_rate: float = 3e-4
+    learning_rate: PositiveFloat = 3e-4
     """AdamW, constant."""
-    clip: float = 1.0
+    clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
-    reached: float = 0.9
+    reached: NotNegativeFloat = 0.9
     """The phase ends after a pass when each group's loss is at least this share of its lambda."""
-    retain_floor: float = 2.0
+    retain_floor: AboveOne = 2.0
     """Return to the last good state when unseen retained images lose more than this factor of the original's loss."""
-    runaway: float = 4.0
+    runaway: AboveOne = 4.0
     """Return to the last good state when a batch's forget loss exceeds this multiple of lambda."""
-    probe_steps: int = 6
+    probe_steps: Positive = 6
     """Steps between looks at the retain floor."""
 
 
@@ -61,19 +64,19 @@ class AscentConfig:
 class RetentionConfig:
     """Phase 2."""
 
-    share: float = 0.075
+    share: PositiveFloat = 0.075
     """Steps, as a share of the steps of retraining; at least 1 step."""
-    batch_size: int = 96
+    batch_size: Positive = 96
     """Global batch of retained images."""
-    guard_batch_size: int = 32
+    guard_batch_size: Positive = 32
     """Global batch of forget images that the guard reads beside it."""
-    guard_weight: float = 0.1
+    guard_weight: NotNegativeFloat = 0.1
     """Beta, the guard's weight."""
-    learning_rate: float = 5e-4
+    learning_rate: PositiveFloat = 5e-4
     """Peak of AdamW's cosine schedule."""
-    warmup_steps: int = 5
+    warmup_steps: NotNegative = 5
     """Linear rise to the peak."""
-    clip: float = 1.0
+    clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
 
 
@@ -81,7 +84,7 @@ class RetentionConfig:
 class Config:
     """Decouple, then retain."""
 
-    level: Literal["calibrate"] | float | Mapping[Literal["class", "images"], float] = "calibrate"
+    level: Literal["calibrate"] | PositiveFloat | Mapping[Literal["class", "images"], PositiveFloat] = "calibrate"
     """Lambda: `calibrate`, one number, or a number for each kind of group."""
     retention: Literal["guarded", "plain"] = "guarded"
     """`guarded` reads forget images during phase 2, which excludes a certificate; `plain` reads retained ones only."""
@@ -136,33 +139,5 @@ class Decouple:
 
 
 def build(config: Config, levels: Sequence[float | None], context: LossContext) -> Decouple:
-    """Build the method. Raises ConfigError for settings that cannot work."""
-    check(config)
+    """Build the method from a decoded configuration."""
     return Decouple(config, levels, context)
-
-
-def check(config: Config) -> None:
-    """Refuse values that decode but cannot work."""
-    given = {"class": config.level, "images": config.level} if isinstance(config.level, float) else config.level
-    positive = {
-        "ascent.passes": config.ascent.passes,
-        "ascent.batch_size": config.ascent.batch_size,
-        "ascent.learning_rate": config.ascent.learning_rate,
-        "ascent.clip": config.ascent.clip,
-        "ascent.probe_steps": config.ascent.probe_steps,
-        "retain.share": config.retain.share,
-        "retain.batch_size": config.retain.batch_size,
-        "retain.guard_batch_size": config.retain.guard_batch_size,
-        "retain.learning_rate": config.retain.learning_rate,
-        "retain.clip": config.retain.clip,
-        "calibration.shadow_share": config.calibration.shadow_share,
-        "calibration.samples": config.calibration.samples,
-        **({f"level.{kind}": value for kind, value in given.items()} if isinstance(given, Mapping) else {}),
-    }
-    for field, value in positive.items():
-        if not isinstance(value, int | float) or not value > 0:
-            raise ConfigError(f"method.{field}: must be above 0, got {value}", "correct the field")
-    if config.ascent.retain_floor <= 1 or config.ascent.runaway <= 1:
-        raise ConfigError("method.ascent: retain_floor and runaway must be above 1", "write e.g. 2.0 and 4.0")
-    if config.retain.guard_weight < 0:
-        raise ConfigError("method.retain.guard_weight: must not be negative", "write 0 or more")

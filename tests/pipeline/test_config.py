@@ -42,7 +42,7 @@ def test_every_packaged_run_decodes_and_the_demo_has_its_batch() -> None:
         ("model=autoencodr", "did you mean 'autoencoder'"),
         ("model=3", "model: no part named"),
         ("model.component=autoencodr", "no model is called 'autoencodr'"),
-        ("train.epochs=0", r"train\.epochs: must be above 0"),
+        ("train.epochs=0", r"train\.epochs: .*greater than 0"),
         ("train.epochs=true", r"train\.epochs"),
         ("evaluation.confidence=1.0", "confidence"),
         ("name=../escape", "name"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.config import Share
 from pipeline.records import record
 
 __all__ = ["CenterCrop", "Config", "build"]
@@ -15,9 +18,9 @@ __all__ = ["CenterCrop", "Config", "build"]
 class Config:
     """Centre crop."""
 
-    hidden_share: float = 0.25
+    hidden_share: Share = 0.25
     """Share of the image's area that is hidden; the square's side is rounded to whole pixels."""
-    fill: float = 0.5
+    fill: Annotated[float, Ge(0), Le(1)] = 0.5
     """Grey level shown in place of the hidden pixels, 0 to 1."""
 
 
@@ -38,7 +41,5 @@ class CenterCrop:
 
 
 def build(config: Config) -> CenterCrop:
-    """Build the task. Raises ConfigError for a share outside (0, 1) or a fill outside [0, 1]."""
-    if not 0 < config.hidden_share < 1 or not 0 <= config.fill <= 1:
-        raise ConfigError("task: hidden_share must lie in (0, 1) and fill in [0, 1]", "write e.g. hidden_share: 0.25")
+    """Build the task from a decoded configuration."""
     return CenterCrop(config)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from pipeline.data.stream import Batch
 from pipeline.data.tasks.center_crop import CenterCrop
 from pipeline.data.tasks.center_crop import Config as TaskConfig
+from pipeline.decode import decode
 from pipeline.errors import ConfigError
 from pipeline.methods.base import LossContext, group_means, plain_loss
-from pipeline.methods.decouple import AscentConfig, Config, RetentionConfig, build, check
+from pipeline.methods.decouple import Config, RetentionConfig, build
 
 CONTEXT = LossContext(task=CenterCrop(TaskConfig()), device=torch.device("cpu"), world_size=1, sum=lambda values: values.double())
 
@@ -94,15 +95,17 @@ def test_group_means_of_an_absent_group_are_zero_not_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("wrong", "path"),
     [
-        Config(ascent=AscentConfig(passes=0)),
-        Config(ascent=AscentConfig(runaway=1.0)),
-        Config(retain=RetentionConfig(guard_weight=-1.0)),
-        Config(level=-0.1),
-        Config(level={"class": 0.0}),
+        ({"ascent": {"passes": 0}}, "ascent.passes"),
+        ({"ascent": {"runaway": 1.0}}, "ascent.runaway"),
+        ({"retain": {"guard_weight": -1.0}}, "retain.guard_weight"),
+        ({"level": -0.1}, "level"),
+        ({"level": {"class": 0}}, "level"),
+        ({"level": {"person": 1.0}}, "level"),
+        ({"retention": "none"}, "retention"),
     ],
 )
-def test_values_that_cannot_work_are_refused(config: Config) -> None:
-    with pytest.raises(ConfigError, match="method"):
-        check(config)
+def test_values_that_cannot_work_are_refused(wrong: dict[str, object], path: str) -> None:
+    with pytest.raises(ConfigError, match=f"method: .*{path}"):
+        decode(Config, wrong, where="method")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.data.tasks.center_crop import Config, build
+from pipeline.decode import decode
 from pipeline.errors import ConfigError
 
 
@@ -22,7 +23,7 @@ def test_a_centred_square_of_the_share_is_filled(share: float, side: int) -> Non
     assert (visible[inside] == 0.25).all()
 
 
-@pytest.mark.parametrize("config", [Config(hidden_share=0.0), Config(hidden_share=1.0), Config(fill=1.5)])
-def test_values_that_cannot_work_are_refused(config: Config) -> None:
-    with pytest.raises(ConfigError, match="task"):
-        build(config)
+@pytest.mark.parametrize("wrong", [{"hidden_share": 0}, {"hidden_share": 1.0}, {"fill": 1.5}])
+def test_values_that_cannot_work_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"task: {next(iter(wrong))}: "):
+        decode(Config, wrong, where="task")
