@@ -81,6 +81,7 @@ def fit(
             return _last_good(state, backend, feed, checkpoints, group), verdict.reason
         if verdict is not None or state.step % save_every == 0 or leaving:
             state = _saved(state, backend, feed, checkpoints, group)
+            telemetry.flush()
         if verdict is not None and verdict.act == "stop":
             return state, verdict.reason
         if leaving:

@@ -74,7 +74,7 @@ def run(folder: Path, backend: Backend, feed: Feed, group: Group | None = None, 
         "save_every": 3,
         "guard": Guard(),
         "checkpoints": Checkpoints(str(folder), "p", config_digest="d", group=group),
-        "telemetry": SimpleNamespace(start=lambda *a: None, step=lambda *a: None),
+        "telemetry": SimpleNamespace(start=lambda *a: None, step=lambda *a: None, flush=lambda: None),
         "group": group,
     }
     loss = changes.pop("loss", lambda model, batch: Losses(torch.zeros(()), {"loss": float(batch)}))
