@@ -84,6 +84,7 @@ def test_killed_in_phase_two_it_ends_with_the_same_weights(finished: Path, copy:
 
 
 @pytest.mark.services
+@pytest.mark.timeout(1200)
 def test_killed_in_every_stage_it_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
     run_file = write_run_file(tmp_path, method={"level": "calibrate"})
     interrupted = []

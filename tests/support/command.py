@@ -15,7 +15,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200", **more}
 
 
-def unlearn(*arguments: str, cwd: Path | None = None, timeout: float = 280.0) -> subprocess.CompletedProcess[str]:
+def unlearn(*arguments: str, cwd: Path | None = None, timeout: float = 500.0) -> subprocess.CompletedProcess[str]:
     """Run `unlearn ARGUMENTS` to its end."""
     return subprocess.run(
         [*UNLEARN, *arguments], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
