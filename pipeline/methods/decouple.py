@@ -70,7 +70,7 @@ class RetentionConfig:
     """Global batch of retained images."""
     guard_batch_size: Positive = 32
     """Global batch of forget images that the guard reads beside it."""
-    guard_weight: NotNegativeFloat = 0.1
+    guard_weight: NotNegativeFloat = 0.2
     """Beta, the guard's weight."""
     learning_rate: PositiveFloat = 5e-4
     """Peak of AdamW's cosine schedule."""
