@@ -129,7 +129,7 @@ class RunConfig:
     """One run, fully resolved."""
 
     name: str
-    """Run folders are called NAME-XXXXXXXX, the digits from the batch digest."""
+    """Run folders are called NAME-1a2b3c4d, the digits from the batch digest."""
     requests: str = ""
     """Request file (YAML, CSV, JSON lines), any fsspec URI."""
     output: str = "runs"
