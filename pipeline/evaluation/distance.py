@@ -8,18 +8,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from pipeline.evaluation.base import Floats, Interval, Resampling, ks_of_counts
 
-__all__ = ["detectable", "ks_distance", "ks_interval"]
-
-
-def ks_distance(first: Floats, second: Floats) -> float:
-    """Largest gap between the distribution functions of [N] and [M] values; in [0, 1], 0 for equal samples."""
-    both = np.sort(np.concatenate([first, second]))
-    below = [np.searchsorted(np.sort(side), both, side="right") / len(side) for side in (first, second)]
-    return float(np.abs(below[0] - below[1]).max())
+__all__ = ["detectable", "ks_interval"]
 
 
 def ks_interval(errors: Floats, reference: Floats, resampling: Resampling, label: str) -> Interval:
