@@ -5,9 +5,10 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
-DEBIAN_PACKAGES := chromium dataset-fashion-mnist
+AZURITE := 3.35.0
+DEBIAN_PACKAGES := ceph-common ceph-mgr ceph-mon ceph-osd chromium dataset-fashion-mnist openclipart-png radosgw
 
-.PHONY: demo test test-services check bench clean debian-packages
+.PHONY: demo test test-services check bench clean debian-packages azurite
 
 demo: .venv/installed
 	$(BIN)/unlearn run demo
@@ -15,7 +16,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not services and not gpu"
 
-test-services: .venv/installed-dev debian-packages
+test-services: .venv/installed-dev debian-packages azurite
 	$(BIN)/python -m pytest -m services
 
 check: .venv/installed-dev
@@ -25,8 +26,9 @@ check: .venv/installed-dev
 	$(BIN)/lint-imports
 	git ls-files -z | xargs -0 $(BIN)/codespell
 
-bench: .venv/installed
-	set -e; for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+# The tables of benchmarks/results, from the quickest to the slowest: more than an hour in all.
+bench: .venv/installed-bench
+	set -e; for file in shard_reading resolve stream forgetting; do $(BIN)/python benchmarks/$$file.py; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
@@ -46,6 +48,11 @@ clean:
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev]'
 	touch $@
 
+# Another loader to compare with. Its dependencies would bring a torchvision that does not fit torch, and it works without.
+.venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps litdata==0.2.76 lightning-utilities==0.15.3 obstore==0.12.1 tifffile==2026.3.3
+	touch $@
+
 # Only root can install; others are told what is missing, and the tests that need it say that they were skipped.
 debian-packages:
 	@missing=""; for name in $(DEBIAN_PACKAGES); do \
@@ -54,3 +61,10 @@ debian-packages:
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" -ne 0 ]; then echo "not installed, and only root can install them:$$missing" >&2; exit 0; fi; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing </dev/null
+
+# Azure's storage for tests, a program of Node.js: inside .venv, so that git ignores it and `make clean` removes it.
+azurite: .venv/installed-dev
+	@if [ -e .venv/azurite/$(AZURITE) ]; then exit 0; fi; \
+	if ! command -v npm >/dev/null; then echo "npm is not installed: the tests of az:// are skipped" >&2; exit 0; fi; \
+	rm -rf .venv/azurite && npm install --silent --no-save --no-audit --no-fund --prefix .venv/azurite azurite@$(AZURITE) && \
+	touch .venv/azurite/$(AZURITE)

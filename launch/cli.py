@@ -143,21 +143,110 @@ def list_parts(as_json: AsJson = False) -> None:
 def plan(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a run would do, without doing it."""
     with _answering():
+        from launch.acts import carry_out
         from launch.plan import NOT_COMPUTED, lines, make_plan
-        from launch.show import print_json, print_table
+        from launch.show import print_json, print_table, size_text
         from pipeline.config import read_batch, resolve
+        from pipeline.orders import BatchOrder, Forecast
 
         config = resolve(run, overrides)
-        planned = make_plan(config, read_batch(config))
+        batch = read_batch(config)
+        order = BatchOrder(config=config, batch=batch)
+        planned = make_plan(config, batch, lambda: carry_out("forecast", order, Forecast, to_stderr=as_json))
         if as_json:
             print_json(planned)
             return
         for label, text in lines(planned):
-            print(f"{label + ':':<19}{text}")
+            print(f"{label + ':' if label else '':<19}{text}")
         print()
         costs = [NOT_COMPUTED if stage.sample_gradients is None else str(stage.sample_gradients) for stage in planned.stages]
-        rows = [[s.name, s.state, str(s.ranks), cost, s.title] for s, cost in zip(planned.stages, costs, strict=True)]
-        print_table(["stage", "state", "ranks", "sample gradients", "what it does"], rows)
+        sizes = [NOT_COMPUTED if stage.bytes_read is None else size_text(stage.bytes_read) for stage in planned.stages]
+        rows = [
+            [s.name, s.state, str(s.ranks), cost, size, s.title]
+            for s, cost, size in zip(planned.stages, costs, sizes, strict=True)
+        ]
+        print_table(["stage", "state", "ranks", "sample gradients", "reads at most", "what it does"], rows)
+
+
+@app.command()
+def index(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A source (see `unlearn list`), or a URI, glob or brace pattern of tars.")
+    ],
+    fields: Annotated[list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="Fields of the source.")] = None,
+    out: Annotated[str, typer.Option("--out", help="Folder or URI below which packed sources lie.")] = "runs",
+    on_error: Annotated[str, typer.Option("--on-error", help="Faulty shards and samples: stop, or quarantine.")] = "stop",
+    max_quarantined: Annotated[int, typer.Option("--max-quarantined", help="More faults than this end the act.")] = 100,
+    task: Annotated[
+        str, typer.Option("--task", metavar="I/N", help="Build every N-th part of the index, from the I-th on.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Build or refresh the key index of a source; only new and changed shards are read."""
+    with _answering():
+        from launch.acts import answer_lines, carry_out, index_order
+        from launch.show import print_json
+        from pipeline.orders import IndexAnswer
+
+        order = index_order(source, fields or [], output=out, on_error=on_error, max_quarantined=max_quarantined, task=task)
+        answer = carry_out("index", order, IndexAnswer, to_stderr=as_json)
+        if as_json:
+            print_json(answer)
+            return
+        for line in answer_lines(answer):
+            print(line)
+
+
+@app.command()
+def tombstone(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Make all streams skip a batch's images from their next batch on, before anything is rewritten."""
+    with _answering():
+        from launch.acts import carry_out
+        from launch.show import print_json
+        from pipeline.config import read_batch, resolve
+        from pipeline.orders import BatchOrder, TombstoneAnswer
+
+        config = resolve(run, overrides)
+        answer = carry_out("tombstone", BatchOrder(config=config, batch=read_batch(config)), TombstoneAnswer, to_stderr=as_json)
+        if as_json:
+            print_json(answer)
+            return
+        print(f"{answer.images} images are skipped from now on: {answer.file}")
+
+
+@app.command()
+def erase(
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="A run folder, a run's name, or digits of its batch digest.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    out: Annotated[str, typer.Option("--out", help="Folder below which runs lie.")] = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Remove a finished batch's images from the source, older versions too, and write the proof."""
+    with _answering():
+        from launch.acts import carry_out, erasure_lines, find_run, plan_lines
+        from launch.show import print_json
+        from pipeline.errors import ConfigError, StorageError
+        from pipeline.orders import EraseOrder, ErasurePlan
+        from pipeline.records import Erasure
+
+        folder = find_run(batch, out)
+        plan = carry_out("erase", EraseOrder(folder=folder, do=False), ErasurePlan, to_stderr=as_json)
+        if plan.locked:
+            uri, _, date = plan.locked[0].rpartition(": ")
+            raise StorageError(f"cannot erase before {date}: {uri}: held by the store's object lock", "come back after that date")
+        for line in plan_lines(plan):
+            print(line, file=sys.stderr if as_json else sys.stdout)
+        if not yes and not sys.stdin.isatty():
+            raise ConfigError("erase: nobody is there to ask", "add --yes")
+        if not yes and not typer.confirm("Remove them for good?", err=as_json):
+            print("nothing was touched", file=sys.stderr if as_json else sys.stdout)
+            return
+        proof = carry_out("erase", EraseOrder(folder=folder, do=True), Erasure, to_stderr=as_json)
+        if as_json:
+            print_json(proof)
+            return
+        for line in erasure_lines(proof, folder):
+            print(line)
 
 
 @app.command()
@@ -178,7 +267,8 @@ def verify(
             raise IntegrityError("\n  ".join([lead, *found.faults]), "restore what is named, or run the chain again")
         if not as_json:
             elsewhere = f"; {found.remote} shards on other storage not fetched" if found.remote else ""
-            print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}")
+            gone = f"; {found.erased} versions of files were erased, and are gone" if found.erased else ""
+            print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}")
             print("receipts and digests intact; unsigned")
 
 

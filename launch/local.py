@@ -29,7 +29,7 @@ from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, is_local, join, lock, publish_bytes, read_bytes, remove_tree
 
-__all__ = ["Outcome", "check_parts", "read_report", "refuse_other_batch", "run_chain", "stages_to_run"]
+__all__ = ["Outcome", "check_parts", "read_report", "refuse_erased", "refuse_other_batch", "run_chain", "stages_to_run"]
 
 LOCK_SECONDS = 10.0
 Say = Callable[[str], None]
@@ -65,6 +65,13 @@ def refuse_other_batch(folder: str, wanted: str) -> None:
             raise ConfigError(f"{folder}: output folder belongs to another batch ({name})", "choose another output= or name=")
 
 
+def refuse_erased(folder: str) -> None:
+    """Raise ConfigError when the run's images were erased: there is nothing left that it could read again."""
+    if exists(join(folder, "erasure.json")) or exists(join(folder, "erasure-plan.json")):
+        message = f"{folder}: the images of this run were erased from the source"
+        raise ConfigError(message, "its model, report and proof stay; to run again, choose another name=")
+
+
 def _saved(config: RunConfig) -> bytes:
     """The configuration that the run folder keeps: no raw keys, and no path to a file that holds them."""
     bare = dataclasses.replace(config, requests="", embedded_requests=())
@@ -79,7 +86,7 @@ def check_parts(config: RunConfig, *, to_stderr: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch:
         file = os.path.join(scratch, "config.yaml")
         Path(file).write_bytes(_saved(config))
-        job = torchrun.check_job(file, torchrun.resources(config.launch))
+        job = torchrun.worker_job("check", file, torchrun.resources(config.launch))
         run_worker(job, what=f"check of run {config.name}", to_stderr=to_stderr)
 
 
@@ -114,7 +121,8 @@ def _no_trace_of_refusal(folder: str) -> Iterator[None]:
     except Preempted:
         raise
     except UnlearnError:
-        if missing and not any(exists(join(folder, "receipts", f"{spec.name}.json")) for spec in CHAIN):
+        kept = ("shards/copies.csv", *(f"receipts/{spec.name}.json" for spec in CHAIN))  # the refusal names the list of copies
+        if missing and not any(exists(join(folder, name)) for name in kept):
             remove_tree(folder)
             for path in missing[1:]:
                 with contextlib.suppress(OSError):  # Another run may have begun to live beside this one.
@@ -148,6 +156,7 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
     """
     folder = run_folder(config, batch)
     refuse_other_batch(folder, batch_digest(batch))
+    refuse_erased(folder)
     names = tuple(spec.name for spec in chain_for(config))
     if exists(join(folder, "config.yaml")) and not stages_to_run(config, folder):
         return Outcome(folder=folder, ran=(), current=names)

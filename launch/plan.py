@@ -1,28 +1,31 @@
 """`unlearn plan`: what a run would do, without doing any of it.
 
 What only the index can tell (how many images a label or prefix means, which shards hold them) is read from the
-manifest of an earlier run of the same batch, and is otherwise named as not computed.
+manifest of an earlier run of the same batch, or from the index of the source; without either it is not computed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from launch import torchrun
-from launch.local import refuse_other_batch
+from launch.local import refuse_erased, refuse_other_batch
 from pipeline.chain import StageSpec, chain_for, current_receipt, read_receipt
 from pipeline.config import RunConfig, run_folder, run_id
 from pipeline.decode import decode
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, StorageError
+from pipeline.orders import Forecast
 from pipeline.records import Manifest, RequestBatch, record
 from pipeline.requests import batch_digest
-from pipeline.storage import exists, join, read_bytes
+from pipeline.storage import exists, join, list_files, read_bytes
 
-__all__ = ["DataPlan", "Plan", "StagePlan", "lines", "make_plan"]
+__all__ = ["Plan", "StagePlan", "lines", "make_plan"]
 
 NOT_COMPUTED = "not computed"
+SHOWN = 20
 
 
 @record
@@ -34,23 +37,13 @@ class StagePlan:
     state: Literal["up to date", "to run", "resumes"]
     ranks: int
     sample_gradients: int | None
-
-
-@record
-class DataPlan:
-    """What the manifest says about the data."""
-
-    forget_samples: int
-    retain_samples: int
-    shards_clean: int
-    shards_rewritten: int
-    bytes_rewritten: int
-    groups: tuple[str, ...]
+    bytes_read: int | None
+    """Of shards and index at most: what fits in the cache of decoded images is read once."""
 
 
 @record
 class Plan:
-    """The whole dry run. `data` is None until the source has been indexed for this batch."""
+    """The whole dry run. `data` is None until the source has been indexed."""
 
     run_id: str
     folder: str
@@ -58,33 +51,52 @@ class Plan:
     keys: int
     labels: int
     prefixes: int
+    digests: int
     gpus: int
     threads: int
     stages: tuple[StagePlan, ...]
-    data: DataPlan | None
-    schema: Literal["plan/1"] = "plan/1"
+    data: Forecast | None
+    schema: Literal["plan/2"] = "plan/2"
 
 
-def make_plan(config: RunConfig, batch: RequestBatch) -> Plan:
-    """Look at the run's folder and configuration; nothing is written and no data is read.
+def make_plan(config: RunConfig, batch: RequestBatch, forecast: Callable[[], Forecast] | None = None) -> Plan:
+    """Look at the run's folder and configuration; nothing is written and no image is read.
+
+    Args:
+        config: a resolved run.
+        batch: its requests.
+        forecast: asks the index what the batch means; called when no manifest says it. StorageError: there is no index.
 
     Raises:
-        ConfigError: the folder belongs to another batch.
+        ConfigError: the folder belongs to another batch, or a request means nothing.
     """
     folder = run_folder(config, batch)
     refuse_other_batch(folder, batch_digest(batch))
+    refuse_erased(folder)
     machine = torchrun.resources(config.launch)
-    values: dict[str, set[str]] = {"keys": set(), "label": set(), "prefix": set()}
+    values: dict[str, set[str]] = {"keys": set(), "label": set(), "prefix": set(), "digest": set()}
     for request in batch.requests:
         values[request.selector.kind].update(request.selector.values)
     manifest = _manifest(folder)
+    data = _data(manifest) if manifest else None
+    if data is None and forecast is not None and _may_be_indexed(config):
+        with contextlib.suppress(StorageError):
+            data = forecast()
     planned: list[StagePlan] = []
     for spec in chain_for(config):
         before = {stage.name: stage.state for stage in planned}
         state = _state(config, folder, spec, before)
-        cost = _sample_gradients(config, folder, spec, manifest, state)
-        ranks = machine.ranks if spec.distributed else 1
-        planned.append(StagePlan(name=spec.name, title=spec.title, state=state, ranks=ranks, sample_gradients=cost))
+        cost = _sample_gradients(config, folder, spec, data, state)
+        planned.append(
+            StagePlan(
+                name=spec.name,
+                title=spec.title,
+                state=state,
+                ranks=machine.ranks if spec.distributed else 1,
+                sample_gradients=cost,
+                bytes_read=_bytes_read(config, spec, data, state),
+            )
+        )
     return Plan(
         run_id=run_id(config, batch),
         folder=folder,
@@ -92,11 +104,20 @@ def make_plan(config: RunConfig, batch: RequestBatch) -> Plan:
         keys=len(values["keys"]),
         labels=len(values["label"]),
         prefixes=len(values["prefix"]),
+        digests=len(values["digest"]),
         gpus=machine.gpus,
         threads=machine.threads,
         stages=tuple(planned),
-        data=_data(manifest) if manifest else None,
+        data=data,
     )
+
+
+def _may_be_indexed(config: RunConfig) -> bool:
+    """Whether some source of this kind was packed below the output folder. A source that never was may be a download,
+    which a plan must not begin."""
+    folder = join(config.output, "sources")
+    begins = f"/sources/{config.source['component']}-"
+    return exists(folder) and any(begins in uri for uri in list_files(folder, "/source.json"))
 
 
 def _manifest(folder: str) -> Manifest | None:
@@ -119,7 +140,7 @@ def _state(
     return "resumes" if not waits and exists(join(folder, "checkpoints", spec.name, "last")) else "to run"
 
 
-def _sample_gradients(config: RunConfig, folder: str, spec: StageSpec, manifest: Manifest | None, state: str) -> int | None:
+def _sample_gradients(config: RunConfig, folder: str, spec: StageSpec, data: Forecast | None, state: str) -> int | None:
     """From the receipt of a finished stage, or from epochs and samples; None where only the run itself will show it."""
     receipt = read_receipt(folder, spec.name) if state == "up to date" else None
     noted: Any = receipt.facts.get("sample_gradients") if receipt else None
@@ -128,19 +149,41 @@ def _sample_gradients(config: RunConfig, folder: str, spec: StageSpec, manifest:
     given = {"train": config.original != "train", "retrain": config.reference != "retrain"}
     if spec.name in ("shard", "evaluate", "release") or given.get(spec.name):
         return 0
-    if manifest is None or spec.name not in given:
+    if data is None or spec.name not in given:
         return None
-    return config.train.epochs * manifest.split("original" if spec.name == "train" else "retain").samples
+    return config.train.epochs * (data.retain_samples + (data.forget_samples if spec.name == "train" else 0))
 
 
-def _data(manifest: Manifest) -> DataPlan:
-    retain, forget = manifest.split("retain"), manifest.split("forget")
-    return DataPlan(
+def _bytes_read(config: RunConfig, spec: StageSpec, data: Forecast | None, state: str) -> int | None:
+    """Bytes of shards and index; None where only the method or the run itself will show it."""
+    if state == "up to date" or spec.name == "release":
+        return 0
+    if data is None:
+        return None
+    if spec.name == "shard":
+        return 2 * data.bytes_to_rewrite + data.index_bytes  # once to check a shard, once to copy from it
+    if spec.name in ("train", "retrain"):
+        split, given = ("original", config.original) if spec.name == "train" else ("retain", config.reference)
+        return config.train.epochs * data.bytes_of[split] if given == spec.name else 0
+    return None
+
+
+def _data(manifest: Manifest) -> Forecast:
+    """What a batch did to its source, from the manifest."""
+    retain, forget, original = (manifest.split(name) for name in ("retain", "forget", "original"))
+    kept = {shard.uri for shard in retain.shards}
+    rewrite = [shard for shard in original.shards if shard.uri not in kept]
+    bytes_of = {str(split.name): sum(shard.bytes for shard in split.shards) for split in (retain, forget, original)}
+    unseen = [split for split in manifest.splits if split.name in ("calibration", "holdout")]
+    sizes = {shard.uri: shard.bytes for split in unseen for shard in split.shards}
+    return Forecast(
         forget_samples=forget.samples,
         retain_samples=retain.samples,
         shards_clean=manifest.shards_clean,
-        shards_rewritten=manifest.shards_rewritten,
-        bytes_rewritten=sum(shard.bytes for shard in retain.shards if shard.origin == "rewritten"),
+        rewrite=tuple(shard.uri for shard in rewrite),
+        bytes_to_rewrite=sum(shard.bytes for shard in rewrite),
+        index_bytes=sum(ref.bytes for ref in manifest.index),
+        bytes_of={**bytes_of, "unseen": sum(sizes.values())},
         groups=tuple(f"{group.name} ({group.kind}, {group.samples} images)" for group in manifest.groups),
     )
 
@@ -153,18 +196,25 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
     facts = [
         ("run", plan.run_id),
         ("folder", plan.folder),
-        ("requests", f"{plan.requests}: {plan.keys} keys, {plan.labels} labels, {plan.prefixes} prefixes"),
+        (
+            "requests",
+            f"{plan.requests}: {plan.keys} keys, {plan.labels} labels, {plan.prefixes} prefixes, {plan.digests} digests",
+        ),
         ("processors", f"{plan.gpus} GPUs" if plan.gpus else f"CPU, {plan.threads} threads per rank"),
     ]
     if data is None:
-        return [*facts, ("images and shards", f"{NOT_COMPUTED}: the source is not indexed for this batch yet")]
+        return [
+            *facts,
+            ("images and shards", f"{NOT_COMPUTED}: the source is not indexed yet; `unlearn index` or the run does it"),
+        ]
     return [
         *facts,
         ("groups", "; ".join(data.groups)),
         ("forget", f"{data.forget_samples} images"),
         ("retain", f"{data.retain_samples} images"),
-        (
-            "retain shards",
-            f"{data.shards_clean} as they are, {data.shards_rewritten} rewritten ({size_text(data.bytes_rewritten)})",
-        ),
+        ("clean shards", f"{data.shards_clean}, referenced where they lie"),
+        ("rewrite", f"{len(data.rewrite)} shards, {size_text(data.bytes_to_rewrite)}"),
+        *(("", uri) for uri in data.rewrite[:SHOWN]),
+        *([("", f"and {len(data.rewrite) - SHOWN} more; --json names them all")] if len(data.rewrite) > SHOWN else []),
+        ("index", size_text(data.index_bytes)),
     ]

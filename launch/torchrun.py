@@ -18,7 +18,7 @@ from pipeline.config import LaunchConfig
 from pipeline.errors import ConfigError
 from pipeline.records import record
 
-__all__ = ["JobSpec", "Resources", "check_job", "count_gpus", "resources", "stage_job"]
+__all__ = ["JobSpec", "Resources", "count_gpus", "resources", "stage_job", "worker_job"]
 
 
 @record
@@ -115,7 +115,7 @@ def stage_job(spec: StageSpec, folder: str, machine: Resources, *, threads: int 
     return JobSpec(argv=(*agent, *worker), env=_environment(os.environ, machine, machine.threads))
 
 
-def check_job(file: str, machine: Resources) -> JobSpec:
-    """The process that decodes all parts of a resolved configuration and builds the model, touching nothing."""
-    argv = (sys.executable, "-m", "pipeline", "check", file)
+def worker_job(act: str, file: str, machine: Resources) -> JobSpec:
+    """The single process that carries out an act: `check` a configuration file, or one of `pipeline.orders.ACTS`."""
+    argv = (sys.executable, "-m", "pipeline", act, file)
     return JobSpec(argv=argv, env=_environment(os.environ, machine, machine.cores))

@@ -16,21 +16,25 @@ from pipeline.chain import CHAIN, chain_for, config_digest, read_receipt
 from pipeline.config import RunConfig
 from pipeline.decode import decode, digest
 from pipeline.errors import ConfigError, IntegrityError, StorageError, UnlearnError
-from pipeline.records import FileRef, Manifest, Receipt, ShardRef, record
+from pipeline.records import Erasure, FileRef, Manifest, Receipt, ShardRef, record
 from pipeline.storage import absolute, exists, hash_file, is_local, join, list_files, read_bytes
 
 __all__ = ["Findings", "verify"]
 
+PROOF = "erasure.json"
+
 
 @record
 class Findings:
-    """What was checked and everything that is wrong. `remote` shards lie on other storage and were not fetched."""
+    """What was checked and everything that is wrong. `remote` shards lie on other storage and were not fetched;
+    `erased` versions of files are rightly gone."""
 
     folder: str
     receipts: int
     files: int
     shards: int
     remote: int
+    erased: int
     faults: tuple[str, ...]
     schema: Literal["findings/1"] = "findings/1"
 
@@ -38,12 +42,18 @@ class Findings:
 class _Hashes:
     """Hashes each file once, however many records name it, and words what is wrong with it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, erasure: Erasure | None) -> None:
         self.folder = folder
         self.seen: dict[str, FileRef | None] = {}
+        self._gone = {join(folder, item.uri) for item in erasure.removed} if erasure else set()
+        self._now = {join(folder, item.uri): item for item in erasure.replaced} if erasure else {}
+        self._gone -= set(self._now)
 
     def fault(self, ref: FileRef | ShardRef, said_by: str) -> str | None:
         uri = join(self.folder, ref.uri)
+        if uri in self._gone:
+            return f"{said_by}: {uri}: still there, although {PROOF} says that it was removed" if exists(uri) else None
+        ref = self._now.get(uri, ref)
         if uri not in self.seen:
             try:
                 self.seen[uri] = hash_file(uri)
@@ -68,7 +78,8 @@ def verify(folder: str) -> Findings:
         raise StorageError(f"{folder}: no run lies here", "name a run folder, the one that `unlearn run` printed")
     config, faults = _config(folder)
     receipts = _receipts(folder, config, faults)
-    hashes = _Hashes(folder)
+    erasure = _erasure(folder, faults)
+    hashes = _Hashes(folder, erasure)
     for receipt in receipts.values():
         said_by = f"stage {receipt.stage}"
         faults += [fault for ref in receipt.outputs if (fault := hashes.fault(ref, said_by))]
@@ -76,8 +87,30 @@ def verify(folder: str) -> Findings:
     shards, remote = _manifest(folder, hashes, faults)
     faults += _report_faults(folder, receipts)
     return Findings(
-        folder=folder, receipts=len(receipts), files=files, shards=shards, remote=remote, faults=tuple(dict.fromkeys(faults))
+        folder=folder,
+        receipts=len(receipts),
+        files=files,
+        shards=shards,
+        remote=remote,
+        erased=len(erasure.removed) if erasure else 0,
+        faults=tuple(dict.fromkeys(faults)),
     )
+
+
+def _erasure(folder: str, faults: list[str]) -> Erasure | None:
+    """The proof of an erasure, if there was one: what it names is rightly gone."""
+    uri = join(folder, PROOF)
+    if not exists(uri):
+        return None
+    try:
+        sealed = json.loads(read_bytes(uri))
+        proof = decode(Erasure, sealed["erasure"], where=uri, error=IntegrityError)
+        if digest(proof) == sealed["sha256"]:
+            return proof
+    except (ValueError, KeyError, TypeError, IntegrityError):
+        pass
+    faults.append(f"{uri}: changed: not the proof of an erasure")
+    return None
 
 
 def _config(folder: str) -> tuple[RunConfig | None, list[str]]:
@@ -129,10 +162,10 @@ def _manifest(folder: str, hashes: _Hashes, faults: list[str]) -> tuple[int, int
         return 0, 0
     refs: dict[str, ShardRef | FileRef] = {ref.uri: ref for split in manifest.splits for ref in split.shards}
     checked = 0
-    for ref in (*refs.values(), manifest.index):
+    for ref in (*refs.values(), *manifest.index):
         if not is_local(join(folder, ref.uri)) and is_local(folder):
             continue
-        checked += ref is not manifest.index
+        checked += isinstance(ref, ShardRef)
         if fault := hashes.fault(ref, "manifest"):
             faults.append(fault)
     try:

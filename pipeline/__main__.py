@@ -1,4 +1,5 @@
-"""Worker entry: `python -m pipeline STAGE FOLDER` runs one stage on this process; `check FILE` decodes a configuration.
+"""Worker entry: `python -m pipeline STAGE FOLDER` runs one stage on this process; `check FILE` decodes a configuration;
+`index`, `tombstone`, `forecast` and `erase` take an order as a JSON file and leave `answer.json` beside it.
 
 torchrun starts one such process a rank. A named failure goes as JSON to the file that `UNLEARN_ERROR_FILE` names (the
 first rank to fail writes it) and ends the process with the error's exit code.
@@ -7,6 +8,7 @@ first rank to fail writes it) and ends the process with the error's exit code.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -18,11 +20,12 @@ import yaml
 
 from pipeline import component
 from pipeline.chain import CHAIN, stage
-from pipeline.config import RunConfig
-from pipeline.decode import decode
+from pipeline.config import RunConfig, remote_inputs
+from pipeline.decode import canonical, decode
 from pipeline.errors import ConfigError, UnlearnError
+from pipeline.orders import ACTS
 from pipeline.stages.runner import read_run, run_stage
-from pipeline.storage import read_bytes
+from pipeline.storage import check_access, publish_bytes, read_bytes
 
 __all__ = ["main"]
 
@@ -36,15 +39,25 @@ def _die_with_parent() -> None:
 
 
 def _check(file: str) -> None:
-    """Decode every part of a resolved configuration and build the model without memory."""
+    """Ask the storage for its leave, decode every part of a resolved configuration, build the model without memory."""
     import torch
 
     config = decode(RunConfig, yaml.safe_load(read_bytes(file)), where="configuration")
+    check_access(config.output, write=True)
+    for uri in remote_inputs(config):
+        check_access(uri, write=False)
     with torch.device("meta"):
         component.build("model", config.model)
     component.build("task", config.task)
     component.decode_config("source", config.source)
     component.decode_config("method", config.method)
+
+
+def _act(name: str, file: str) -> None:
+    """Carry out an order, and leave its answer beside it."""
+    order = decode(ACTS[name], json.loads(read_bytes(file)), where=f"order {name}")
+    answer = importlib.import_module(f"pipeline.acts.{name}").run(order)
+    publish_bytes(os.path.join(os.path.dirname(file), "answer.json"), canonical(answer))
 
 
 def _run(name: str, folder: str) -> None:
@@ -83,16 +96,19 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.|deepspeed\.")
     for noisy in ("accelerate", "DeepSpeed", "torch", "fsspec", "matplotlib", "PIL", "botocore"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    known = f"stages: check, {', '.join((*ACTS, *(spec.name for spec in CHAIN)))}"
     try:
         if len(arguments) != 2:
-            raise ConfigError("usage: python -m pipeline STAGE FOLDER", f"stages: check, {', '.join(s.name for s in CHAIN)}")
+            raise ConfigError("usage: python -m pipeline STAGE FOLDER", known)
         name, place = arguments
         if name == "check":
             _check(place)
+        elif name in ACTS:
+            _act(name, place)
         elif name in {spec.name for spec in CHAIN}:
             _run(name, place)
         else:
-            raise ConfigError(f"no stage is called '{name}'", f"stages: check, {', '.join(s.name for s in CHAIN)}")
+            raise ConfigError(f"no stage is called '{name}'", known)
     except UnlearnError as fault:
         _report(fault)
         return fault.exit_code

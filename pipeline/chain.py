@@ -26,7 +26,7 @@ __all__ = [
     "write_receipt",
 ]
 
-_MODEL = ("model", "task", "images", "engine", "seed")
+_MODEL = ("model", "task", "images", "stream", "engine", "seed")
 
 
 @record
@@ -45,7 +45,7 @@ def _spec(name: str, title: str, needs: str, sections: tuple[str, ...], distribu
 
 
 CHAIN: tuple[StageSpec, ...] = (
-    _spec("shard", "pack the source, index it, cut forget and retain shards", "", ("source", "seed", "images"), False),
+    _spec("shard", "pack the source, index it, cut forget and retain shards", "", ("source", "seed", "images", "shards"), False),
     _spec("train", "the original model, on all training images", "shard", (*_MODEL, "train", "original")),
     _spec("retrain", "the reference, on retained images only", "shard", (*_MODEL, "train", "reference")),
     _spec("calibrate", "the out-of-distribution level of each group", "shard train", (*_MODEL, "train", "method")),

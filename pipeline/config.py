@@ -8,6 +8,7 @@ sections it depends on, so changing the report does not train a model again.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,11 +33,16 @@ __all__ = [
     "NotNegativeFloat",
     "Positive",
     "PositiveFloat",
+    "ReadingConfig",
     "RunConfig",
+    "ShardsConfig",
     "Share",
+    "StreamConfig",
     "TrainConfig",
     "packaged",
+    "packaged_section",
     "read_batch",
+    "remote_inputs",
     "resolve",
     "run_folder",
     "run_id",
@@ -62,6 +68,50 @@ class ImagesConfig:
     """Larger images are refused as decompression bombs."""
     cache_bytes: NotNegative = 1 << 30
     """Decoded images kept in memory, per rank."""
+
+
+@record
+class ShardsConfig:
+    """How shards are read into the index."""
+
+    on_error: Literal["stop", "quarantine"] = "stop"
+    """A faulty shard or sample ends the run, or is set aside and listed by name."""
+    max_quarantined: NotNegative = 100
+    """More faults than this end the run even under `quarantine`."""
+    near_bits: Annotated[int, Ge(0), Lt(16)] | None = 3
+    """Images whose 64-bit perceptual hashes differ in at most so many bits count as near copies; null: do not look."""
+
+
+@record
+class StreamConfig:
+    """The order of training samples: a function of seed, pass and these fields, the same at every world size."""
+
+    lanes: Positive = 32
+    """Sequences that are read side by side; ranks share them, so there are at most so many ranks."""
+    block_bytes: Positive = 8 << 20
+    """Bytes of a shard that are read in one request."""
+    window: Positive = 2
+    """Blocks of a lane that are shuffled together."""
+
+
+@record
+class ReadingConfig:
+    """How samples are fetched and decoded; changes speed and memory, never the result."""
+
+    threads: NotNegative = 0
+    """Decoding threads per rank; 0: the rank's share of the cores."""
+    ahead: Positive = 3
+    """Batches made ahead of the one in use."""
+    in_flight: Positive = 16
+    """Range requests under way at once, per rank."""
+    attempt_seconds: PositiveFloat = 10.0
+    """A request that is silent so long is sent again."""
+    deadline_seconds: PositiveFloat = 120.0
+    """A read that has failed for so long ends the stage."""
+    cache_folder: str = ""
+    """Local folder in which ranges of remote shards are kept; empty: none."""
+    cache_bytes: NotNegative = 64 << 30
+    """Size of that folder at most."""
 
 
 @record
@@ -149,6 +199,9 @@ class RunConfig:
     method: Mapping[str, Any]
     """How it unlearns."""
     images: ImagesConfig = ImagesConfig()
+    shards: ShardsConfig = ShardsConfig()
+    stream: StreamConfig = StreamConfig()
+    reading: ReadingConfig = ReadingConfig()
     train: TrainConfig = TrainConfig()
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -197,7 +250,7 @@ def _assignments(overrides: list[str]) -> dict[str, Any]:
     return result
 
 
-def _section(group: str, value: Any, where: str) -> dict[str, Any]:
+def packaged_section(group: str, value: Any, where: str) -> dict[str, Any]:
     """A part's section with the packaged file's fields below the run's own."""
     if isinstance(value, str):
         value = {"component": value}
@@ -240,7 +293,7 @@ def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{run}: {unknown[0]}: unknown field", closest(unknown[0], known))
     for group in GROUPS:
         if group in given:
-            given[group] = _section(group, given[group], run)
+            given[group] = packaged_section(group, given[group], run)
     requests = given.get("requests", "")
     if isinstance(requests, list):
         given["requests"], given["embedded_requests"] = "", requests
@@ -278,6 +331,21 @@ def run_id(config: RunConfig, batch: RequestBatch) -> str:
 def run_folder(config: RunConfig, batch: RequestBatch) -> str:
     """Where the run's files lie."""
     return join(config.output, run_id(config, batch))
+
+
+def remote_inputs(config: RunConfig) -> tuple[str, ...]:
+    """Addresses in buckets that the run reads: given weights, and whatever in the source's section is an address.
+
+    Of a glob or brace pattern, the folder in which it begins.
+    """
+    values: list[Any] = [config.original, config.reference, *config.source.values()]
+    texts = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    found = []
+    for text in texts:
+        if isinstance(text, str) and "://" in text:
+            plain_part = re.split(r"[*?\[{]", text, maxsplit=1)[0]
+            found.append(text if plain_part == text else plain_part.rsplit("/", 1)[0])
+    return tuple(dict.fromkeys(found))
 
 
 def section_digest(config: RunConfig, sections: tuple[str, ...]) -> str:

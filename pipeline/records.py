@@ -15,9 +15,11 @@ __all__ = [
     "Calibration",
     "Coverage",
     "DeletionRequest",
+    "Erasure",
     "Evaluation",
     "Evaluations",
     "FileRef",
+    "Gone",
     "Group",
     "GroupLevel",
     "Manifest",
@@ -45,7 +47,7 @@ def record(cls: type[T]) -> type[T]:
 class Selector:
     """Which images a request means."""
 
-    kind: Literal["keys", "label", "prefix"]
+    kind: Literal["keys", "label", "prefix", "digest"]
     values: tuple[str, ...]
 
 
@@ -55,6 +57,8 @@ class DeletionRequest:
 
     request_id: str
     selector: Selector
+    copies: Literal["stop", "include", "ignore"] = "stop"
+    """What happens when retained images turn out to be copies of images that this request means."""
     subject: str = ""
     received_at: str = ""
     due_at: str = ""
@@ -81,14 +85,20 @@ class FileRef:
 
 @record
 class ShardRef:
-    """One WebDataset shard. `origin` says whether it is the source's own file, a rewritten copy without the
-    forgotten samples, or a shard of forgotten samples."""
+    """One WebDataset shard, and where its rows of the index lie. `origin` says whether it is the source's own file, a
+    rewritten copy without the forgotten samples, or a shard of forgotten samples. `samples` counts the rows, which in a
+    split may be a part of the shard."""
 
     uri: str
     sha256: str
     bytes: int
     samples: int
     origin: Literal["original", "rewritten", "forget"]
+    keys_digest: str = ""
+    """`KeysDigest` of the rows."""
+    index: str = ""
+    """Parquet file that holds the rows, as one row group."""
+    row_group: int = 0
 
 
 @record
@@ -120,14 +130,23 @@ class Manifest:
     requests: int
     source: str
     source_digest: str
+    source_folder: str
+    """Where the packed source lies, relative to the run folder where it lies below the output folder."""
     classes: tuple[str, ...]
     seed: int
     groups: tuple[Group, ...]
     splits: tuple[Split, ...]
-    index: FileRef
+    index: tuple[FileRef, ...]
+    """The Parquet files that hold the rows of all splits: parts of the source's index, and the run's own."""
     shards_clean: int
     shards_rewritten: int
-    schema: Literal["manifest/1"] = "manifest/1"
+    quarantined: int = 0
+    """Samples and shards of the source that were set aside as faulty."""
+    exact_copies: int = 0
+    """Retained images whose bytes equal those of a forgotten one, by the requests' leave."""
+    near_copies: int | None = None
+    """Retained images that look like a forgotten one, by the requests' leave; None: not looked for."""
+    schema: Literal["manifest/2"] = "manifest/2"
 
     def split(self, name: str) -> Split:
         """The split called `name`; KeyError if the manifest has none."""
@@ -171,7 +190,8 @@ class Calibration:
 
 @record
 class Coverage:
-    """Proof of what a phase read: every key the same number of times. Digests are order-free sums of key hashes."""
+    """Proof of what a phase read: every key the same number of times, apart from `skipped` reads of images with a
+    tombstone. Digests are order-free sums of key hashes, the skipped ones included."""
 
     split: str
     passes: int
@@ -180,6 +200,7 @@ class Coverage:
     keys_digest: str
     expected_digest: str
     complete: bool
+    skipped: int = 0
 
 
 @record
@@ -242,6 +263,39 @@ class Evaluations:
             if evaluation.subject == name:
                 return evaluation
         return None
+
+
+@record
+class Gone:
+    """A version of an object that was removed, and the sha256 that its bytes were known by; empty where none was."""
+
+    uri: str
+    version: str
+    bytes: int
+    sha256: str
+
+
+@record
+class Erasure:
+    """Proof that the images of a batch were removed from the source: what went, what took its place, what was swept.
+
+    `remaining` names what this program does not remove; `swept` what was looked at afterwards, and how often.
+    """
+
+    run_id: str
+    batch_digest: str
+    source: str
+    generation: int
+    images: int
+    removed: tuple[Gone, ...]
+    replaced: tuple[FileRef, ...]
+    uploads_aborted: int
+    cached_ranges: int
+    swept: Mapping[str, int]
+    remaining: tuple[str, ...]
+    started_at: str
+    ended_at: str
+    schema: Literal["erasure/1"] = "erasure/1"
 
 
 @record

@@ -1,8 +1,9 @@
 """Request files: YAML, CSV or JSON lines -> one batch of deletion requests.
 
 YAML or JSON lines entries: `{request_id: r1, label: Trouser}`, `{request_id: r2, keys: [train-00017]}`,
-`{request_id: r3, prefix: person-12/}`. CSV columns: `request_id, kind, value` and optionally `subject, received_at,
-due_at, basis, note`; `kind` is `label`, `key` or `prefix`; rows that share a request_id and kind join.
+`{request_id: r3, prefix: person-12/}`, `{request_id: r4, digest: 9f86d0...}` (sha256 of the image file). CSV columns:
+`request_id, kind, value` and optionally `copies, subject, received_at, due_at, basis, note`; `kind` is `label`, `key`,
+`prefix` or `digest`; rows that share a request_id and kind join.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from pipeline.storage import read_bytes
 
 __all__ = ["batch_digest", "parse", "read_requests"]
 
-SELECTORS = {"label": "label", "labels": "label", "key": "keys", "keys": "keys", "prefix": "prefix", "prefixes": "prefix"}
+SELECTORS = {
+    **{"label": "label", "labels": "label", "key": "keys", "keys": "keys", "prefix": "prefix", "prefixes": "prefix"},
+    **{"digest": "digest", "digests": "digest"},
+}
 
 
 def read_requests(uri: str) -> RequestBatch:
@@ -55,7 +59,7 @@ def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
         name, kind, value = row.get("request_id") or f"r{number}", (row["kind"] or "").strip(), (row["value"] or "").strip()
         if kind not in SELECTORS or not value:
             raise ConfigError(
-                f"{where}: row {number}: kind '{kind}', value '{value}'", "kind: label, key or prefix, with a value"
+                f"{where}: row {number}: kind '{kind}', value '{value}'", "kind: label, key, prefix or digest, with a value"
             )
         rest = {k: v for k, v in row.items() if k not in ("kind", "value", "request_id") and k and v}
         entries.setdefault((name, SELECTORS[kind]), {"request_id": name, **rest, SELECTORS[kind]: []})[SELECTORS[kind]].append(
@@ -79,7 +83,7 @@ def _request(entry: Any, where: str) -> DeletionRequest:
         raise ConfigError(f"{where}: not a mapping", "write {request_id: r1, label: NAME}")
     chosen = [name for name in SELECTORS if name in entry]
     if len(chosen) != 1:
-        raise ConfigError(f"{where}: names {len(chosen)} of label, keys, prefix", "name exactly one")
+        raise ConfigError(f"{where}: names {len(chosen)} of label, keys, prefix, digest", "name exactly one")
     given = entry[chosen[0]]
     values = tuple(str(value) for value in (given if isinstance(given, list) else [given]))
     if not values or not all(values):
@@ -92,7 +96,7 @@ def _request(entry: Any, where: str) -> DeletionRequest:
 
 def batch_digest(batch: RequestBatch) -> str:
     """Digest of what is to be forgotten, whatever the order of the requests and of their values."""
-    parts = sorted((r.request_id, r.selector.kind, *sorted(r.selector.values)) for r in batch.requests)
+    parts = sorted((r.request_id, r.selector.kind, r.copies, *sorted(r.selector.values)) for r in batch.requests)
     return digest(parts)
 
 

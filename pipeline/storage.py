@@ -1,7 +1,6 @@
 """Files by URI through fsspec: read, list, publish whole or not at all, hash while writing, lock a folder.
 
-Only plain storage schemes are opened; command URLs (`pipe:`) and chained URLs (`a::b`) are refused everywhere. Local
-paths stay plain paths.
+Requests to remote stores are repeated while their faults may pass (`pipeline.remote`).
 """
 
 from __future__ import annotations
@@ -10,23 +9,28 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
-import posixpath
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-import fsspec
-
-from pipeline.errors import ConfigError, StorageError, UnlearnError
+from pipeline.access import check_access
+from pipeline.addresses import absolute, filesystem, is_local, is_s3, join, relative
+from pipeline.errors import StorageError, UnlearnError
 from pipeline.records import FileRef
+from pipeline.remote import ATTEMPT_SECONDS, DEADLINE_SECONDS, RemoteFile, ask, fetch_range
+from pipeline.retry import retrying
 
 __all__ = [
     "absolute",
+    "check_access",
     "exists",
+    "filesystem",
     "hash_file",
+    "info",
     "is_local",
     "join",
     "list_files",
@@ -36,51 +40,15 @@ __all__ = [
     "publish",
     "publish_bytes",
     "read_bytes",
+    "read_range",
     "relative",
     "remove_tree",
     "size",
 ]
 
-SCHEMES = ("file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https")
 BLOCK = 1 << 20
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem and path of a URI, or ConfigError for a scheme that is not plain storage."""
-    scheme = uri.split(":", 1)[0].lower() if "://" in uri else "file"
-    if uri.startswith("pipe:") or "::" in uri or scheme not in SCHEMES:
-        raise ConfigError(f"{uri.split('?')[0]!r}: not a plain storage address", f"use one of: {', '.join(SCHEMES)}")
-    try:
-        return fsspec.core.url_to_fs(uri)
-    except ImportError as fault:
-        raise ConfigError(f"{scheme}://: {fault}", f"install the fsspec driver for '{scheme}'") from None
-
-
-def is_local(uri: str) -> bool:
-    """Whether the URI is a path on this machine."""
-    return "://" not in uri or uri.startswith(("file://", "local://"))
-
-
-def absolute(uri: str) -> str:
-    """A local path made absolute and free of `file://`; other URIs unchanged, without a trailing slash."""
-    if not is_local(uri):
-        _filesystem(uri)
-        return uri.rstrip("/")
-    return os.path.abspath(_filesystem(uri)[1])
-
-
-def join(base: str, *parts: str) -> str:
-    """`base` and a relative path; an absolute path or URI as last part stands alone. `..` is resolved."""
-    path = posixpath.join(*parts)
-    if "://" in path or path.startswith("/"):
-        return path
-    scheme, mark, rest = base.partition("://") if "://" in base else ("", "", base)
-    return f"{scheme}{mark}{posixpath.normpath(posixpath.join(rest, path))}"
-
-
-def relative(uri: str, base: str, root: str) -> str:
-    """`uri` relative to `base` when it lies below `root`, else unchanged: a copied output folder stays whole."""
-    return posixpath.relpath(uri, base) if uri.startswith(root.rstrip("/") + "/") else uri
+PART_BYTES = 16 << 20
+"""Parts of an upload; four are under way at once."""
 
 
 @contextlib.contextmanager
@@ -101,40 +69,70 @@ def _named_faults(uri: str) -> Iterator[None]:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder lies at `uri`."""
-    fs, path = _filesystem(uri)
     with _named_faults(uri):
-        return bool(fs.exists(path))
+        try:
+            return bool(ask(uri, "exists"))
+        except PermissionError:
+            check_access(uri, write=False)  # a refusal to say whether it is there comes without its reason; this asks for it
+            raise
+
+
+def info(uri: str) -> Mapping[str, Any]:
+    """What the store says of a file: `size` in bytes, and marks that each store names in its own way."""
+    with _named_faults(uri):
+        return cast(Mapping[str, Any], ask(uri, "info"))
 
 
 def size(uri: str) -> int:
     """Size of a file in bytes."""
-    fs, path = _filesystem(uri)
-    with _named_faults(uri):
-        return int(fs.size(path))
+    return int(info(uri)["size"])
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """All files below a folder, or matching a glob, that end with `suffix`; sorted."""
-    fs, path = _filesystem(uri)
+    path = filesystem(uri)[1]
     with _named_faults(uri):
-        found = fs.glob(path) if any(mark in path for mark in "*?[") else fs.find(path)
-    # unstrip_protocol gives local files a scheme; local paths stay plain here.
-    named = [str(item) if is_local(uri) else fs.unstrip_protocol(item) for item in found]
+        found = ask(uri, "glob" if any(mark in path for mark in "*?[") else "find")
+    # Local paths stay plain; the others keep the scheme that was asked for, where several mean one store (s3a, gcs, abfs).
+    scheme = "" if is_local(uri) else f"{uri.split('://', 1)[0]}://"
+    named = [item if "://" in item else f"{scheme}{item}" for item in map(str, found)]
     return sorted(item for item in named if item.endswith(suffix))
 
 
 @contextlib.contextmanager
 def open_read(uri: str) -> Iterator[BinaryIO]:
     """Open for reading bytes."""
-    fs, path = _filesystem(uri)
-    with _named_faults(uri), fs.open(path, "rb") as stream:
-        yield cast(BinaryIO, stream)
+    fs, path = filesystem(uri)
+    with _named_faults(uri):
+        if fs.async_impl:
+            with io.BufferedReader(RemoteFile(uri), BLOCK) as stream:
+                yield stream
+        else:
+            with fs.open(path, "rb") as stream:
+                yield cast(BinaryIO, stream)
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file."""
-    with open_read(uri) as stream:
-        return stream.read()
+    with _named_faults(uri):
+        return bytes(ask(uri, "cat_file", attempt_seconds=None))
+
+
+def read_range(
+    uri: str, start: int, stop: int, *, attempt_seconds: float = ATTEMPT_SECONDS, deadline_seconds: float = DEADLINE_SECONDS
+) -> bytes | bytearray:
+    """Bytes `start` to `stop` of a file, all of them.
+
+    Args:
+        attempt_seconds: a request that has no answer by then is given up and sent again.
+        deadline_seconds: how long requests are repeated.
+
+    Raises:
+        IntegrityError: the file is shorter than that.
+        StorageError: it is not there, or cannot be read.
+    """
+    with _named_faults(uri):
+        return fetch_range(uri, start, stop, attempt_seconds=attempt_seconds, deadline_seconds=deadline_seconds)
 
 
 def hash_file(uri: str) -> FileRef:
@@ -176,16 +174,20 @@ class HashingWriter:
 def publish(uri: str) -> Iterator[HashingWriter]:
     """Write a file that appears whole, or not at all when the body raises.
 
-    Locally: a temporary file beside the target, fsync, rename. Elsewhere: fsspec's transaction of one file, which
-    object stores make visible on commit only.
+    Locally: a temporary file beside the target, fsync, rename. Elsewhere: a temporary file on this machine that has no
+    name, so that nothing is left of it however the process ends; then an upload, which is repeated while its faults may pass.
     """
-    fs, path = _filesystem(uri)
+    if not is_local(uri):
+        with tempfile.TemporaryFile() as spool:
+            with _named_faults(f"{uri}: temporary file in {tempfile.gettempdir()}"):
+                yield HashingWriter(spool, uri)
+                spool.flush()
+            with _named_faults(uri):
+                _upload(spool, uri)
+        return
+    path = filesystem(uri)[1]
+    folder = os.path.dirname(path)
     with _named_faults(uri):
-        if not is_local(uri):
-            with fs.transaction, fs.open(path, "wb") as stream:
-                yield HashingWriter(stream, uri)
-            return
-        folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
         handle, part = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=folder)
         try:
@@ -199,6 +201,17 @@ def publish(uri: str) -> Iterator[HashingWriter]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
             raise
+
+
+def _upload(spool: IO[bytes], uri: str) -> None:
+    fs, path = filesystem(uri)
+    limits = {"chunksize": PART_BYTES, "max_concurrency": 4} if is_s3(uri) else {}
+
+    def attempt() -> None:
+        spool.seek(0)  # where the name below stands for this very descriptor, reading begins at its place
+        fs.put_file(f"/dev/fd/{spool.fileno()}", path, **limits)
+
+    retrying(attempt, what=uri, deadline_seconds=DEADLINE_SECONDS)
 
 
 def publish_bytes(uri: str, content: bytes) -> FileRef:
@@ -217,10 +230,8 @@ def move_in(folder: str, target: str) -> None:
 
 def remove_tree(uri: str) -> None:
     """Remove a folder and all below it; nothing happens where there is none."""
-    fs, path = _filesystem(uri)
-    with _named_faults(uri):
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+    with _named_faults(uri), contextlib.suppress(FileNotFoundError):
+        ask(uri, "rm", recursive=True)
 
 
 @contextlib.contextmanager

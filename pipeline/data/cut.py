@@ -5,7 +5,7 @@ Only shards that hold a forgotten key are read. Samples are copied byte for byte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.data.index import map_shards
 from pipeline.data.shards import copy_sample, finish_tar, image_position, read_shard
@@ -13,17 +13,17 @@ from pipeline.errors import IntegrityError
 from pipeline.records import ShardRef, record
 from pipeline.storage import open_read, publish
 
-__all__ = ["Piece", "Taken", "cut_shards", "write_forget_shards"]
+__all__ = ["Cut", "Piece", "Taken", "cut_shards", "write_forget_shards"]
 
 
 @record
 class Piece:
-    """One source shard to be cut: its address and digest, the keys to take out, where the rest goes, and a local file
-    for what is taken."""
+    """One source shard to be cut: its address and digest, the rows of its index to take out, where the rest goes, and a
+    local file for what is taken."""
 
     source: str
     sha256: str
-    forgotten: frozenset[str]
+    forgotten: frozenset[int]
     target: str
     spool: str
 
@@ -39,34 +39,36 @@ class Taken:
 
 
 @record
-class _Cut:
+class Cut:
+    """What became of a shard: the rest (None where nothing is left), each kept image's offset in it, and the samples
+    that were taken out, both in the shard's order."""
+
     rewritten: ShardRef | None
-    kept: Mapping[str, int]
-    taken: Mapping[str, Taken]
+    offsets: tuple[int, ...]
+    taken: tuple[Taken, ...]
 
 
-def _cut(piece: Piece) -> _Cut:
-    samples, ref = read_shard(piece.source)
+def _cut(piece: Piece) -> Cut:
+    # What the index set aside as faulty belongs to nobody and is not carried over.
+    samples, ref, _ = read_shard(piece.source, on_error="quarantine")
     if ref.sha256 != piece.sha256:
-        raise IntegrityError(f"{piece.source}: changed since it was indexed", "restore the shard, or remove its source's folder")
+        raise IntegrityError(f"{piece.source}: changed since it was indexed", "restore the shard, or run again to index it anew")
     with open_read(piece.source) as stream:
-        taken: dict[str, Taken] = {}
+        taken: list[Taken] = []
         with open(piece.spool, "wb") as spool:
-            for sample in samples:
-                if sample.key in piece.forgotten:
-                    start, content = spool.tell(), copy_sample(sample, stream)
-                    spool.write(content)
-                    position = image_position(sample)
-                    taken[sample.key] = Taken(spool=piece.spool, start=start, length=len(content), image=position)
-        rest = [sample for sample in samples if sample.key not in piece.forgotten]
+            for row in sorted(piece.forgotten):
+                start, content = spool.tell(), copy_sample(samples[row], stream)
+                spool.write(content)
+                taken.append(Taken(spool=piece.spool, start=start, length=len(content), image=image_position(samples[row])))
+        rest = [sample for row, sample in enumerate(samples) if row not in piece.forgotten]
         if not rest:
-            return _Cut(rewritten=None, kept={}, taken=taken)
-        kept: dict[str, int] = {}
+            return Cut(rewritten=None, offsets=(), taken=tuple(taken))
+        offsets: list[int] = []
 
         def parts() -> Iterator[bytes]:
             place = 0
             for sample in rest:
-                kept[sample.key] = place + image_position(sample)
+                offsets.append(place + image_position(sample))
                 content = copy_sample(sample, stream)
                 place += len(content)
                 yield content
@@ -75,48 +77,35 @@ def _cut(piece: Piece) -> _Cut:
             finish_tar(out, parts())
     written = out.ref
     shard = ShardRef(uri=written.uri, sha256=written.sha256, bytes=written.bytes, samples=len(rest), origin="rewritten")
-    return _Cut(rewritten=shard, kept=kept, taken=taken)
+    return Cut(rewritten=shard, offsets=tuple(offsets), taken=tuple(taken))
 
 
-def cut_shards(
-    pieces: Sequence[Piece], *, workers: int = 0
-) -> tuple[tuple[ShardRef | None, ...], dict[str, int], dict[str, Taken]]:
-    """Cut each shard; the result does not depend on `workers`.
-
-    Returns:
-        A rewritten shard for each piece, None where nothing is left of it; the offsets of kept images by key; and where
-        the forgotten samples lie, by key.
+def cut_shards(pieces: Sequence[Piece], *, workers: int = 0) -> Iterator[Cut]:
+    """Cut each shard, in order; the result does not depend on `workers`.
 
     Raises:
         IntegrityError: a shard is not the one that was indexed.
         DataError: a shard cannot be read.
         StorageError: no space, or no permission.
     """
-    shards: list[ShardRef | None] = []
-    kept: dict[str, int] = {}
-    taken: dict[str, Taken] = {}
-    for cut in map_shards(_cut, pieces, workers=workers):
-        shards.append(cut.rewritten)
-        kept.update(cut.kept)
-        taken.update(cut.taken)
-    return tuple(shards), kept, taken
+    alone = any(uri.startswith("memory://") for piece in pieces for uri in (piece.source, piece.target))
+    yield from map_shards(_cut, pieces, workers=1 if alone else workers)
 
 
 def write_forget_shards(
-    keys: Sequence[str], taken: Mapping[str, Taken], *, targets: Sequence[str], per_shard: int
-) -> tuple[tuple[ShardRef, ...], list[int]]:
-    """Write taken samples, in the order of `keys`, `per_shard` to each target.
+    taken: Sequence[Taken], *, targets: Sequence[str], per_shard: int
+) -> tuple[tuple[ShardRef, ...], tuple[int, ...]]:
+    """Write taken samples in order, `per_shard` to each target.
 
     Returns:
-        The shards, and each image's offset in its shard, in the order of `keys`.
+        The shards, and each image's offset in its shard.
     """
     shards: list[ShardRef] = []
     offsets: list[int] = []
 
-    def parts(chunk: Sequence[str]) -> Iterator[bytes]:
+    def parts(chunk: Sequence[Taken]) -> Iterator[bytes]:
         place = 0
-        for key in chunk:
-            item = taken[key]
+        for item in chunk:
             with open(item.spool, "rb") as spool:
                 spool.seek(item.start)
                 content = spool.read(item.length)
@@ -126,7 +115,7 @@ def write_forget_shards(
 
     for number, target in enumerate(targets):
         with publish(target) as out:
-            count = finish_tar(out, parts(keys[number * per_shard : (number + 1) * per_shard]))
+            count = finish_tar(out, parts(taken[number * per_shard : (number + 1) * per_shard]))
         written = out.ref
         shards.append(ShardRef(uri=target, sha256=written.sha256, bytes=written.bytes, samples=count, origin="forget"))
-    return tuple(shards), offsets
+    return tuple(shards), tuple(offsets)

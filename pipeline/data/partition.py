@@ -1,7 +1,8 @@
 """Batch + packed source -> forget shards, rewritten shards, the run's index, and the manifest.
 
 Splits: `original` is all training images, `forget` and `retain` partition it, `calibration` and `holdout` halve the
-unseen images. Shards without a forgotten sample stay where they are and are referenced by digest.
+unseen images. Shards without a forgotten sample stay where they are, and so do their rows of the index: what is read
+and written grows with the forget set.
 """
 
 from __future__ import annotations
@@ -17,38 +18,23 @@ from contextlib import contextmanager
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.cut import Piece, cut_shards, write_forget_shards
-from pipeline.data.index import keys_digest, read_table, write_table
-from pipeline.data.pack import SAMPLES_PER_SHARD, PackedSource
-from pipeline.data.selection import forgotten_rows, group_rows
+from pipeline.data.batch import Settings, Source, select
+from pipeline.data.cut import Cut, Piece, Taken, cut_shards, write_forget_shards
+from pipeline.data.index import Progress
+from pipeline.data.pack import PackedSource
+from pipeline.data.rows import RUN_SCHEMA, KeysDigest, keys_digest, write_index
+from pipeline.data.selection import Chosen
 from pipeline.decode import digest
 from pipeline.errors import ConfigError
 from pipeline.records import FileRef, Manifest, RequestBatch, ShardRef, Split
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, is_local, join, list_files, relative, remove_tree
 
-__all__ = ["CLASS_SHARE", "RUN_INDEX", "RUN_SCHEMA", "partition"]
-
-CLASS_SHARE = 0.5
-"""A class of which at least this share of the training images is forgotten counts as a forgotten class."""
+__all__ = ["COPIES", "RUN_INDEX", "partition"]
 
 RUN_INDEX = "shards/index.parquet"
-
-RUN_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("key", pa.string()),
-        ("shard", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("ext", pa.string()),
-        ("label", pa.int32()),
-        ("group", pa.int32()),
-        ("sha256", pa.string()),
-    ]
-)
-"""One row a sample of a split. `shard` is a URI, relative to the run folder where it lies below the output folder;
-`group` is the position in the manifest's groups, -1 for images that are not to be forgotten."""
+COPIES = "shards/copies.csv"
+"""List of copies that were found; it holds keys and is never published."""
 
 
 @contextmanager
@@ -67,34 +53,123 @@ def _spool_folder(folder: str) -> Iterator[str]:
         shutil.rmtree(spool, ignore_errors=True)
 
 
-def _halves(keys: Sequence[str], seed: int) -> np.ndarray:
-    """bool, true for the unseen images that are held out; the others calibrate."""
-    return np.array([hashlib.sha256(f"{seed}|{key}".encode()).digest()[-1] % 2 == 1 for key in keys], dtype=bool)
+def _order(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}|{key}".encode()).digest()
 
 
-def _rows(table: pa.Table, split: str, group: np.ndarray, shard: Sequence[str], offset: np.ndarray) -> pa.Table:
-    """Rows of the source's index as rows of the run's index."""
-    same = {name: table[name] for name in ("key", "size", "ext", "label", "sha256")}
-    own = {"split": [split] * len(table), "shard": shard, "offset": offset, "group": group}
-    return pa.table({name: {**same, **own}[name] for name in RUN_SCHEMA.names}, schema=RUN_SCHEMA)
+class _RunIndex:
+    """The run's own rows as they come together: tables in the order in which they become row groups."""
+
+    def __init__(self) -> None:
+        self.tables: list[pa.Table] = []
+
+    def add(
+        self, shard: ShardRef, rows: pa.Table, *, group: np.ndarray | None = None, offsets: Sequence[int] | None = None
+    ) -> ShardRef:
+        """Take rows as a row group; returns the shard with its place in the index."""
+        if offsets is not None:
+            rows = rows.set_column(rows.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
+        groups = np.full(len(rows), -1, dtype=np.int32) if group is None else group.astype(np.int32)
+        self.tables.append(rows.append_column("group", pa.array(groups)))
+        return dataclasses.replace(
+            shard,
+            samples=len(rows),
+            keys_digest=keys_digest(rows["key"].to_pylist()),
+            index=RUN_INDEX,
+            row_group=len(self.tables) - 1,
+        )
 
 
-def _split(name: str, rows: pa.Table, shards: tuple[ShardRef, ...], salt: str) -> Split:
-    return Split(name=name, shards=shards, samples=len(rows), keys_digest=keys_digest(rows["key"].to_pylist(), salt))  # type: ignore[arg-type]
+class _Partition:
+    """One partition under way: the source, and the run's folder."""
 
+    def __init__(self, source: Source, folder: str, output: str, seed: int, workers: int) -> None:
+        self.source, self.folder, self.output, self.seed, self.workers = source, folder, output, seed, workers
+        self.index = _RunIndex()
 
-def _check_unseen(held_out: np.ndarray, source: str) -> None:
-    if held_out.all() or not held_out.any():
-        message = f"source {source}: {len(held_out)} unseen images do not fill the calibration and the holdout split"
-        raise ConfigError(message, "give the source more images that no model trains on")
+    def cut(
+        self, chosen: Chosen, group_of: np.ndarray, per_shard: int
+    ) -> tuple[tuple[ShardRef, ...], dict[int, ShardRef | None]]:
+        """Write the forget shards and the rest of each touched shard, and take up their rows.
 
+        Returns:
+            The forget shards, and what is left of each touched training shard, by its position.
+        """
+        homes, training = self.source.homes(chosen), self.source.training
+        touched = np.unique(homes).tolist()
+        with _spool_folder(self.folder) as spool:
+            pieces = [
+                Piece(
+                    source=training[home].uri,
+                    sha256=training[home].sha256,
+                    forgotten=frozenset(chosen.row[homes == home].tolist()),
+                    target=join(self.folder, "shards", f"rewritten-{home:06d}.tar"),
+                    spool=os.path.join(spool, str(home)),
+                )
+                for home in touched
+            ]
+            taken: list[Taken] = []
+            left: dict[int, ShardRef | None] = {}
+            removed: list[pa.Table] = []
+            for home, piece, cut in zip(touched, pieces, cut_shards(pieces, workers=self.workers), strict=True):
+                table = self.source.rows(training[home])
+                taken += cut.taken
+                removed.append(table.take(pa.array(sorted(piece.forgotten))))
+                left[home] = self._rest(cut, table, piece.forgotten)
+            # A hash order mixes the groups, so that every part of the forget stream holds images of all of them.
+            order = np.array(sorted(range(len(chosen)), key=lambda row: _order(self.seed, chosen.keys[row])))
+            targets = [join(self.folder, "shards", f"forget-{n:06d}.tar") for n in range(-(-len(order) // per_shard))]
+            forget, offsets = write_forget_shards([taken[row] for row in order], targets=targets, per_shard=per_shard)
+        # Both lists go shard by shard and row by row, as `chosen` does.
+        rows, start, placed = pa.concat_tables(removed).take(pa.array(order)), 0, []
+        for shard in forget:
+            here = slice(start, start + shard.samples)
+            placed.append(
+                self.index.add(shard, rows.slice(start, shard.samples), group=group_of[order][here], offsets=offsets[here])
+            )
+            start += shard.samples
+        return tuple(placed), left
 
-def _remove_leftovers(folder: str, shards: Sequence[ShardRef]) -> None:
-    """Shards of an earlier attempt with another source: they hold images that should not lie about."""
-    wanted = {ref.uri for ref in shards}
-    for uri in list_files(join(folder, "shards"), ".tar") if exists(join(folder, "shards")) else []:
-        if uri not in wanted:
-            remove_tree(uri)
+    def _rest(self, cut: Cut, table: pa.Table, forgotten: frozenset[int]) -> ShardRef | None:
+        if cut.rewritten is None:
+            return None
+        kept = np.setdiff1d(np.arange(len(table)), sorted(forgotten))
+        return self.index.add(cut.rewritten, table.take(pa.array(kept)), offsets=cut.offsets)
+
+    def halves(self) -> tuple[tuple[ShardRef, ...], tuple[ShardRef, ...]]:
+        """The unseen images as calibration and holdout, by key hash; their rows go into the run's index.
+
+        Raises:
+            ConfigError: one of them would be empty.
+        """
+        halves: tuple[list[ShardRef], list[ShardRef]] = ([], [])
+        for shard in self.source.unseen:
+            table = self.source.rows(shard)
+            held_out = np.array([_order(self.seed, key)[-1] % 2 == 1 for key in table["key"].to_pylist()], dtype=bool)
+            for half, mask in zip(halves, (~held_out, held_out), strict=True):
+                if mask.any():
+                    half.append(self.index.add(shard, table.filter(pa.array(mask))))
+        return tuple(halves[0]), tuple(halves[1])
+
+    def named(self, shard: ShardRef) -> ShardRef:
+        """The shard with addresses relative to the run folder, where they lie below the output folder."""
+        index = shard.index if shard.index == RUN_INDEX else relative(shard.index, self.folder, self.output)
+        return dataclasses.replace(shard, uri=relative(shard.uri, self.folder, self.output), index=index)
+
+    def split(self, name: str, shards: Sequence[ShardRef]) -> Split:
+        """A split of the manifest."""
+        keys = KeysDigest()
+        for shard in shards:
+            keys.merge(shard.keys_digest)
+        named = tuple(self.named(shard) for shard in shards)
+        return Split(name=name, shards=named, samples=sum(s.samples for s in shards), keys_digest=keys.hex())  # type: ignore[arg-type]
+
+    def remove_leftovers(self, shards: Sequence[ShardRef]) -> None:
+        """Shards of an earlier attempt, whole or in parts: they hold images that should not lie about."""
+        folder, wanted = join(self.folder, "shards"), {shard.uri for shard in shards}
+        for uri in list_files(folder) if exists(folder) else []:
+            if uri.endswith((".tar", ".part")) and uri not in wanted:
+                remove_tree(uri)
 
 
 def partition(
@@ -106,9 +181,9 @@ def partition(
     output: str,
     run_id: str,
     seed: int,
-    class_share: float = CLASS_SHARE,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
+    settings: Settings | None = None,
     workers: int = 0,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Cut the source for one batch, and publish the new shards and the run's index; equal inputs give equal bytes.
 
@@ -120,105 +195,51 @@ def partition(
         output: root below which URIs are recorded relative to `folder`.
         run_id: name of the run, for the manifest.
         seed: order of the forget shards and choice of the held-out half.
-        class_share: a class of which this share is forgotten is a group of its own.
-        samples_per_shard: of the forget shards.
+        settings: groups, shard size and the search for copies; None: the defaults.
         workers: processes; 0 chooses for this machine. The result does not depend on it.
+        progress: told what is being done and how many images are done.
 
     Returns:
         The manifest, not yet published.
 
     Raises:
-        ConfigError: a request that means nothing or everything, or a split without images; nothing is written then.
+        ConfigError: a request that means nothing or everything, copies that a request says to stop at, or a split
+            without images; no shard is written then.
         IntegrityError: the index or a shard is not the recorded one.
         DataError: a shard cannot be read.
         StorageError: no space, or no permission.
     """
-    table = read_table(join(source_folder, packed.index.uri), packed.index)
-    uris = np.array([join(source_folder, ref.uri) for ref in packed.shards], dtype=object)
-    homes = table["shard"].to_numpy()
-    trained = homes < len(packed.training)
-    rows, rest = table.filter(pa.array(trained)), table.filter(pa.array(~trained))
-    keys, rest_keys = rows["key"].to_pylist(), rest["key"].to_pylist()
-    labels = rows["label"].to_numpy()
-    forgotten = forgotten_rows(batch, keys=keys, labels=labels, classes=packed.classes, unseen_keys=rest_keys)
-    groups, group_of = group_rows(forgotten, labels=labels, classes=packed.classes, class_share=class_share)
-    held_out = _halves(rest_keys, seed)
-    _check_unseen(held_out, packed.name)
-
-    row_homes = homes[trained]
-    with _spool_folder(folder) as spool:
-        touched = np.unique(row_homes[forgotten])
-        pieces = [
-            Piece(
-                source=uris[shard],
-                sha256=packed.training[shard].sha256,
-                forgotten=frozenset(keys[row] for row in np.flatnonzero(forgotten & (row_homes == shard))),
-                target=join(folder, "shards", f"rewritten-{shard:06d}.tar"),
-                spool=os.path.join(spool, str(shard)),
-            )
-            for shard in touched
-        ]
-        rewritten, kept, taken = cut_shards(pieces, workers=workers)
-        # A hash order mixes the groups, so that every part of the forget stream holds images of all of them.
-        order = np.array(
-            sorted(np.flatnonzero(forgotten), key=lambda row: hashlib.sha256(f"{seed}|{keys[row]}".encode()).digest())
-        )
-        count = -(-len(order) // samples_per_shard)
-        targets = [join(folder, "shards", f"forget-{number:06d}.tar") for number in range(count)]
-        forget_keys = [keys[row] for row in order]
-        forget_shards, forget_offsets = write_forget_shards(forget_keys, taken, targets=targets, per_shard=samples_per_shard)
-
-    cut = dict(zip(touched.tolist(), rewritten, strict=True))
-    sources = tuple(dataclasses.replace(ref, uri=uri) for ref, uri in zip(packed.shards, uris, strict=True))
-    training, unseen = sources[: len(packed.training)], sources[len(packed.training) :]
-    retain_shards = tuple(ref for number, shard in enumerate(training) if (ref := cut.get(number, shard)) is not None)
-    new_shards = (*forget_shards, *(ref for ref in rewritten if ref is not None))
-    _remove_leftovers(folder, new_shards)
-
-    def named(refs: tuple[ShardRef, ...]) -> tuple[ShardRef, ...]:
-        return tuple(dataclasses.replace(ref, uri=relative(ref.uri, folder, output)) for ref in refs)
-
-    places = [ref.uri for ref in named(sources)]
-    kept_rows = np.flatnonzero(~forgotten)
-    kept_places = [named((cut.get(home) or sources[home],))[0].uri for home in range(len(training))]
-    kept_offsets = [
-        kept.get(keys[row], int(offset)) for row, offset in zip(kept_rows, rows["offset"].to_numpy()[kept_rows], strict=True)
-    ]
-    forget_places = [ref.uri for ref in named(forget_shards) for _ in range(ref.samples)]
-    in_place = rest["shard"].to_numpy()
-
-    def unseen_rows(name: str, chosen: np.ndarray) -> pa.Table:
-        part = rest.filter(pa.array(chosen))
-        none = np.full(len(part), -1, dtype=np.int32)
-        return _rows(part, name, none, [places[home] for home in in_place[chosen]], part["offset"].to_numpy())
-
-    tables = {
-        "original": _rows(rows, "original", group_of, [places[home] for home in row_homes], rows["offset"].to_numpy()),
-        "forget": _rows(rows.take(order), "forget", group_of[order], forget_places, np.array(forget_offsets)),
-        "retain": _rows(
-            rows.take(kept_rows),
-            "retain",
-            group_of[kept_rows],
-            [kept_places[home] for home in row_homes[kept_rows]],
-            np.array(kept_offsets),
-        ),
-        "calibration": unseen_rows("calibration", ~held_out),
-        "holdout": unseen_rows("holdout", held_out),
-    }
-    index = write_table(pa.concat_tables(tables.values()), join(folder, RUN_INDEX))
-    shards = {"original": training, "forget": forget_shards, "retain": retain_shards, "calibration": unseen, "holdout": unseen}
-    salt = batch_digest(batch)
+    settings = settings or Settings()
+    source = Source(packed, source_folder)
+    selection = select(batch, source, settings, listing=join(folder, COPIES), workers=workers, progress=progress)
+    work = _Partition(source, folder, output, seed, workers)
+    calibration, holdout = work.halves()
+    if not calibration or not holdout:
+        unseen = sum(shard.samples for shard in source.unseen)
+        message = f"source {packed.name}: {unseen} unseen images do not fill the calibration and the holdout split"
+        raise ConfigError(message, "give the source more images that no model trains on")
+    forget, left = work.cut(selection.chosen, selection.group_of, settings.samples_per_shard)
+    retain = [ref for number, shard in enumerate(source.training) if (ref := left.get(number, shard)) is not None]
+    rewritten = [ref for ref in left.values() if ref is not None]
+    work.remove_leftovers((*forget, *rewritten))
+    index = write_index(join(folder, RUN_INDEX), work.index.tables, schema=RUN_SCHEMA)
+    sources = (dataclasses.replace(ref, uri=relative(ref.uri, folder, output)) for ref in source.files.values())
+    splits = {"original": source.training, "forget": forget, "retain": retain, "calibration": calibration, "holdout": holdout}
     return Manifest(
         run_id=run_id,
-        batch_digest=salt,
+        batch_digest=batch_digest(batch),
         requests=len(batch.requests),
         source=packed.name,
         source_digest=digest(packed),
+        source_folder=relative(source_folder, folder, output),
         classes=packed.classes,
         seed=seed,
-        groups=groups,
-        splits=tuple(_split(name, part, named(shards[name]), salt) for name, part in tables.items()),
-        index=FileRef(uri=RUN_INDEX, sha256=index.sha256, bytes=index.bytes),
-        shards_clean=len(training) - len(touched),
-        shards_rewritten=sum(ref is not None for ref in rewritten),
+        groups=selection.groups,
+        splits=tuple(work.split(name, shards) for name, shards in splits.items()),
+        index=(*sources, FileRef(uri=RUN_INDEX, sha256=index.sha256, bytes=index.bytes)),
+        shards_clean=len(source.training) - len(left),
+        shards_rewritten=len(rewritten),
+        quarantined=len(packed.quarantine),
+        exact_copies=selection.copies.exact,
+        near_copies=selection.copies.near,
     )

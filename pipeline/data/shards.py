@@ -2,190 +2,208 @@
 
 A shard is a plain tar. A member's key is its path up to the first dot of the last path part, the rest is its
 extension, as in WebDataset; members of one sample lie side by side. A sample holds one image (png, jpg, jpeg), one
-`cls` with an integer, and at most one `json`, which is carried along unread. Nothing is ever unpickled.
+`cls` with an integer, and at most one `json`, which is carried along unread. Names are only names: nothing is ever
+unpickled, extracted, opened or run by them. Whether an image can be decoded, and how large it is, the decoder judges.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
+from pipeline.data.tar import Member, TarReader
+from pipeline.data.tar_headers import BLOCK, TarFault, shown
 from pipeline.errors import DataError
 from pipeline.records import ShardRef, record
 from pipeline.storage import HashingWriter, open_read
 
-__all__ = ["IMAGE_EXTENSIONS", "Sample", "copy_sample", "finish_tar", "image_position", "read_shard"]
+__all__ = ["IMAGE_EXTENSIONS", "Fault", "Sample", "copy_sample", "finish_tar", "image_position", "read_shard"]
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg")
-TAR_BLOCK = tarfile.BLOCKSIZE
-TAR_RECORD = tarfile.RECORDSIZE
-READ_BLOCK = 1 << 20
+TAR_RECORD = 20 * BLOCK
 # WebDataset's own rule (`base_plus_ext`), so that any WebDataset reader forms the same samples.
 NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
 LABEL = re.compile(rb"\s*(\d{1,6})\s*")
 LONGEST_LABEL = 64
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @record
 class Sample:
-    """One sample of a shard: `offset` and `size` locate the image's bytes, `sha256` is their digest, and `ranges` are
-    the byte ranges (start, stop) of all its members with their tar headers."""
+    """One sample of a shard: `offset` and `size` locate the image's bytes, `sha256` is their digest (32 bytes), and
+    `ranges` are the byte ranges (start, stop) of all its members with their tar headers."""
 
     key: str
     ext: str
     label: int
     offset: int
     size: int
-    sha256: str
+    sha256: bytes
     ranges: tuple[tuple[int, int], ...]
 
 
-class _Tap:
-    """A stream that hashes what passes and remembers the last bytes, for a look at where the tar reader stopped."""
+@record
+class Fault:
+    """What was set aside of a shard, and why: a sample by its key, a member without a key by its name, both as they
+    are shown in messages; the whole shard where `key` is empty."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.sha, self.count, self._tail = stream, hashlib.sha256(), 0, b""
+    uri: str
+    key: str
+    reason: str
+    cure: str
 
-    def read(self, size: int) -> bytes:
-        block = self._stream.read(size)
-        self.sha.update(block)
-        self.count += len(block)
-        # The tar reader asks for one record at a time, so two records always hold the header it read last.
-        self._tail = (self._tail + block)[-2 * TAR_RECORD :]
-        return block
-
-    def block_at(self, offset: int) -> bytes:
-        start = offset - (self.count - len(self._tail))
-        return self._tail[start : start + TAR_BLOCK]
+    def error(self) -> DataError:
+        """The fault as an error that names shard and key."""
+        where = f"{self.uri}: key '{self.key}'" if self.key else self.uri
+        return DataError(f"{where}: {self.reason}", self.cure)
 
 
 class _Open:
-    """The sample being read: checks what joins it, and closes into a `Sample`."""
+    """The sample being read: takes its members, keeps its first fault, and closes into a Sample or a Fault."""
 
-    def __init__(self, key: str, uri: str) -> None:
-        self.key, self.uri = key, uri
-        self._image: tuple[str, int, int, str] | None = None
+    __slots__ = ("_extensions", "_fault", "_image", "_label", "_ranges", "key")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._fault: tuple[str, str] | None = None
+        self._image: tuple[str, Member, bytes] | None = None
         self._label: int | None = None
-        self._extensions: set[str] = set()
+        self._extensions: list[str] = []
         self._ranges: list[tuple[int, int]] = []
 
-    def fault(self, message: str, cure: str) -> DataError:
-        return DataError(f"{self.uri}: key '{self.key}': {message}", cure)
+    def refuse(self, reason: str, cure: str) -> None:
+        self._fault = self._fault or (reason, cure)
 
-    def add(self, ext: str, info: tarfile.TarInfo, stream: Iterator[bytes]) -> None:
+    def add(self, ext: str, member: Member, tar: TarReader) -> None:
         if ext in self._extensions:
-            raise self.fault(f"two members .{ext}", "a sample has one image, one .cls and at most one .json")
-        self._extensions.add(ext)
-        padded = -(-info.size // TAR_BLOCK) * TAR_BLOCK
-        self._ranges.append((info.offset, info.offset_data + padded))
-        if ext in IMAGE_EXTENSIONS:
+            return self.refuse(f"two members .{shown(ext)}", "a sample has one image, one .cls and at most one .json")
+        self._extensions.append(ext)
+        if self._ranges and self._ranges[-1][1] == member.start:
+            self._ranges[-1] = (self._ranges[-1][0], member.stop)
+        else:
+            self._ranges.append((member.start, member.stop))
+        if member.kind != "file":
+            self.refuse(f"member .{shown(ext)} is {member.kind}", "a shard holds plain files only")
+        elif ext in IMAGE_EXTENSIONS:
             if self._image is not None:
-                raise self.fault("two images in one sample", "give each image a key of its own")
-            if info.size == 0:
-                raise self.fault(f"the image .{ext} is empty", "restore the image or drop the sample")
-            sha = hashlib.sha256()
-            for block in stream:
-                sha.update(block)
-            self._image = (ext, info.offset_data, info.size, sha.hexdigest())
+                self.refuse("two images in one sample", "give each image a key of its own")
+            elif member.size == 0:
+                self.refuse(f"the image .{ext} is empty", "restore the image or drop the sample")
+            else:
+                self._image = ext, member, tar.digest(member)
         elif ext == "cls":
-            content = b"".join(stream) if info.size <= LONGEST_LABEL else b""
-            match = LABEL.fullmatch(content)
-            if match is None:
-                raise self.fault(
-                    f"label {content[:20]!r} is not an integer", "write a class number, 0 to 999999, as text in .cls"
-                )
-            self._label = int(match[1])
+            self._add_label(tar.content(member) if member.size <= LONGEST_LABEL else b"")
         elif ext != "json":
-            raise self.fault(f"member of unknown kind .{ext}", "keep only png, jpg or jpeg, cls and json in a shard")
+            self.refuse(f"member of unknown kind .{shown(ext)}", "keep only png, jpg or jpeg, cls and json in a shard")
+        return None
 
-    def close(self) -> Sample:
+    def _add_label(self, content: bytes) -> None:
+        match = LABEL.fullmatch(content)
+        if match is None:
+            self.refuse(f"label {content[:20]!r} is not an integer", "write a class number, 0 to 999999, as text in .cls")
+        else:
+            self._label = int(match[1])
+
+    def close(self, uri: str) -> Sample | Fault:
         if self._image is None:
-            raise self.fault("no image", "add .png or .jpg, or drop the sample")
+            self.refuse("no image", "add .png or .jpg, or drop the sample")
         if self._label is None:
-            raise self.fault("no label", "add .cls with the class number, or drop the sample")
-        ext, offset, size, sha = self._image
-        return Sample(key=self.key, ext=ext, label=self._label, offset=offset, size=size, sha256=sha, ranges=tuple(self._ranges))
+            self.refuse("no label", "add .cls with the class number, or drop the sample")
+        if self._fault is not None:
+            return Fault(uri=uri, key=shown(self.key), reason=self._fault[0], cure=self._fault[1])
+        assert self._image is not None and self._label is not None
+        ext, member, sha = self._image
+        return Sample(
+            key=self.key,
+            ext=ext,
+            label=self._label,
+            offset=member.offset,
+            size=member.size,
+            sha256=sha,
+            ranges=tuple(self._ranges),
+        )
 
 
-def _split_name(info: tarfile.TarInfo, uri: str) -> tuple[str, str]:
-    """Key and lower-case extension of a member. Raises DataError for a name that must not be in a shard."""
-    name = info.name
-    shown = name.encode("utf-8", "backslashreplace").decode()
-    if name.startswith("/") or ".." in name.split("/"):
-        raise DataError(f"{uri}: member '{shown}': absolute path or '..'", "write the shard again with plain relative names")
-    if shown != name:
-        raise DataError(f"{uri}: member '{shown}': name is not UTF-8", "write the shard again with UTF-8 names")
-    if not info.isreg() or info.issparse():
-        raise DataError(f"{uri}: member '{shown}': a link, device or sparse file", "a shard holds plain files only")
-    match = NAME.match(name)
-    if match is None:
-        raise DataError(f"{uri}: member '{shown}': no extension", "name members KEY.png, KEY.jpg, KEY.cls, KEY.json")
-    return match[1], match[2].lower()
+def _bad_name(name: str) -> tuple[str, str] | None:
+    """Why a name must not be in a shard, and the cure; None for a good one."""
+    if name.startswith("/") or (".." in name and ".." in name.split("/")):
+        return "absolute path or '..' in its name", "write the shard again with plain relative names"
+    if not name.isascii() and SURROGATE.search(name):
+        return "its name is not UTF-8", "write the shard again with UTF-8 names"
+    if "\0" in name:
+        return "a zero byte in its name", "write the shard again with plain names"
+    return None
 
 
-def _blocks(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:
-    stream = tar.extractfile(info)
-    assert stream is not None
-    while block := stream.read(READ_BLOCK):
-        yield block
-
-
-def _samples(tar: tarfile.TarFile, uri: str) -> Iterator[Sample]:
+def _samples(tar: TarReader, uri: str) -> Iterator[Sample | Fault]:
     current: _Open | None = None
     seen: set[str] = set()
-    for info in tar:
-        if info.isdir():
+    for member in tar:
+        bad = _bad_name(member.name)
+        if member.kind == "folder" and bad is None:
             continue
-        key, ext = _split_name(info, uri)
+        match = NAME.match(member.name)
+        # A folder, or a file without extension, belongs to no sample.
+        if match is None or member.kind == "folder":
+            if bad is None and member.kind == "file":
+                bad = "no extension", "name members KEY.png, KEY.jpg, KEY.cls, KEY.json"
+            reason, cure = bad or (member.kind, "a shard holds plain files only")
+            yield Fault(uri=uri, key=shown(member.name) or "(no name)", reason=reason, cure=cure)
+            continue
+        key = match[1]
         if current is None or key != current.key:
             if current is not None:
-                yield current.close()
-            current = _Open(key, uri)
+                yield current.close(uri)
+            current = _Open(key)
             if key in seen:
-                raise current.fault("the key comes twice", "give each sample a key of its own, its members side by side")
+                current.refuse("the key comes twice", "give each sample a key of its own, its members side by side")
             seen.add(key)
-        current.add(ext, info, _blocks(tar, info))
+        if bad is not None:
+            current.refuse(*bad)
+        current.add(match[2].lower(), member, tar)
     if current is not None:
-        yield current.close()
+        yield current.close(uri)
 
 
-def read_shard(uri: str) -> tuple[list[Sample], ShardRef]:
-    """Read a whole shard once, hashing it and every image.
+def read_shard(uri: str, *, on_error: Literal["stop", "quarantine"] = "stop") -> tuple[list[Sample], ShardRef, tuple[Fault, ...]]:
+    """Read a whole shard once, hashing it and every image; any memory it takes is that of the answer.
+
+    Args:
+        uri: a local path or any fsspec URI.
+        on_error: `stop` at the first fault, or `quarantine`: leave faulty samples out and list them. A shard that
+            cannot be read to its end of archive (empty, truncated, damaged, packed, not a tar) is left out as a whole.
 
     Returns:
-        Its samples in file order, and the shard's digest, size and number of samples.
+        Its good samples in file order; the shard's digest, size and number of good samples; the faults, none under
+        `stop`. Each member but folders is in a sample or named by a fault; of two samples with one key the later is
+        the fault.
 
     Raises:
-        DataError: an empty, truncated or compressed shard, or a faulty sample; names shard and key.
+        DataError: the first fault, under `stop`; names shard and key.
+        StorageError: the file cannot be read.
     """
-    with open_read(uri) as stream:
-        tap = _Tap(stream)
+    samples: list[Sample] = []
+    faults: list[Fault] = []
+    with open_read(uri) as stream, TarReader(stream) as tar:
         try:
-            # mypy knows the stream modes only with a full IO object; tarfile needs no more than read().
-            with tarfile.open(fileobj=tap, mode="r|", bufsize=TAR_RECORD) as tar:  # type: ignore[call-overload]
-                samples = list(_samples(tar, uri))
-                if tar.pax_headers:
-                    raise DataError(f"{uri}: a global tar header", "write the shard again without global pax headers")
-                stopped = tap.block_at(tar.offset)
-        except tarfile.TarError as fault:
-            if tap.count == 0:
-                raise _empty(uri) from None
-            raise DataError(f"{uri}: truncated, or not an uncompressed tar ({fault})", "restore or unpack the shard") from None
-        if stopped != bytes(TAR_BLOCK):
-            raise DataError(f"{uri}: truncated or damaged at byte {tar.offset}: no end of archive", "restore the shard")
-        if not samples:
-            raise _empty(uri)
-        while tap.read(READ_BLOCK):
-            pass
-    ref = ShardRef(uri=uri, sha256=tap.sha.hexdigest(), bytes=tap.count, samples=len(samples), origin="original")
-    return samples, ref
-
-
-def _empty(uri: str) -> DataError:
-    return DataError(f"{uri}: empty shard", "restore the shard, or take it off the list")
+            for found in _samples(tar, uri):
+                if isinstance(found, Sample):
+                    samples.append(found)
+                elif on_error == "stop":
+                    raise found.error()
+                else:
+                    faults.append(found)
+            if not samples and not faults:
+                raise TarFault("empty shard", "restore the shard, or take it off the list")
+        except TarFault as broken:
+            whole = Fault(uri=uri, key="", reason=broken.reason, cure=broken.cure)
+            if on_error == "stop":
+                raise whole.error() from None
+            samples, faults = [], [whole]
+            tar.drain()
+        ref = ShardRef(uri=uri, sha256=tar.sha256, bytes=tar.bytes, samples=len(samples), origin="original")
+    return samples, ref, tuple(faults)
 
 
 def image_position(sample: Sample) -> int:
@@ -217,6 +235,6 @@ def finish_tar(out: HashingWriter, parts: Iterable[bytes]) -> int:
     for part in parts:
         out.write(part)
         count += 1
-    out.write(bytes(2 * TAR_BLOCK))
+    out.write(bytes(2 * BLOCK))
     out.write(bytes(-out.tell() % TAR_RECORD))
     return count

@@ -1,68 +1,30 @@
-"""Manifest split -> uint8 batches. The order is a pure function of seed and pass; every rank gets equal steps.
+"""A split as uint8 batches by step number, and the count of what was read.
 
-A sample is found by its index row (shard, offset, size) and checked against its recorded sha256 whenever it is read,
-so a stream can start at any step of any pass without replaying, and global batch k holds the same samples at every
-world size.
+The order is a function of seed and pass (`pipeline.data.order`), so a stream can start at any step. What is handed out is
+decided last: an image that has a tombstone by then is skipped, has weight 0 and is black, also if it was decoded before.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import dataclasses
 import hashlib
-import io
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
-import pyarrow.parquet as parquet
 import torch
 from torch import Tensor
 
-from pipeline.config import ImagesConfig
-from pipeline.data.images import decode_image
-from pipeline.data.index import KeysDigest
-from pipeline.errors import DataError, IntegrityError
-from pipeline.records import Coverage, Manifest, record
-from pipeline.storage import is_local, join, read_bytes
+from pipeline.config import StreamConfig
+from pipeline.data.ahead import Ahead, Made
+from pipeline.data.order import Order
+from pipeline.data.reader import ImageReader
+from pipeline.data.rows import KeysDigest
+from pipeline.data.samples import Samples, read_samples
+from pipeline.errors import DataError
+from pipeline.records import Coverage, record
 
 __all__ = ["Batch", "Feed", "ImageReader", "Samples", "Stream", "read_samples", "to_tensor"]
-
-
-class Samples:
-    """The rows of one split, in index order."""
-
-    def __init__(self, columns: Mapping[str, Any]) -> None:
-        self.keys: list[str] = list(columns["key"])
-        self.labels = np.asarray(columns["label"], dtype=np.int64)
-        self.groups = np.asarray(columns["group"], dtype=np.int64)
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def take(self, indices: np.ndarray) -> Samples:
-        """The samples at int positions `indices`, or where a bool array is true."""
-        where = np.flatnonzero(indices) if indices.dtype == bool else indices
-        return Samples({name: [values[i] for i in where] for name, values in self.columns.items()})
-
-
-def read_samples(folder: str, manifest: Manifest, split: str) -> Samples:
-    """The rows of `split` in the run's index. The index is checked against its digest in the manifest.
-
-    Raises:
-        IntegrityError: the index was changed.
-        DataError: it lacks the split that the manifest counts.
-    """
-    uri = join(folder, manifest.index.uri)
-    content = read_bytes(uri)
-    if hashlib.sha256(content).hexdigest() != manifest.index.sha256:
-        raise IntegrityError(f"{uri}: not the index that the manifest names", "restore it, or run the shard stage again")
-    table = parquet.read_table(io.BytesIO(content), filters=[("split", "=", split)])
-    if table.num_rows != manifest.split(split).samples:
-        raise DataError(f"{uri}: {table.num_rows} rows of split {split}, the manifest counts {manifest.split(split).samples}")
-    return Samples({name: table[name].to_pylist() for name in table.column_names if name != "split"})
 
 
 def to_tensor(images_NHWC: np.ndarray, device: torch.device | None = None) -> Tensor:
@@ -70,149 +32,160 @@ def to_tensor(images_NHWC: np.ndarray, device: torch.device | None = None) -> Te
     return torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
-class ImageReader:
-    """Reads, checks and decodes samples; keeps decoded ones up to `images.cache_bytes`."""
-
-    def __init__(self, samples: Samples, *, folder: str, size: int, channels: int, images: ImagesConfig) -> None:
-        self.samples, self._folder, self._images = samples, folder, images
-        self._shape = (size, size, channels)
-        self._cache: dict[int, np.ndarray] = {}
-        self._capacity = images.cache_bytes // (size * size * channels)
-        self._local: dict[str, int] = {}
-
-    def _read(self, row: int) -> bytes:
-        columns = self.samples.columns
-        uri, start, count = join(self._folder, columns["shard"][row]), columns["offset"][row], columns["size"][row]
-        if not is_local(uri):
-            fs, path = fsspec.core.url_to_fs(uri)
-            return bytes(fs.cat_file(path, start=start, end=start + count))
-        if uri not in self._local:
-            self._local[uri] = os.open(uri, os.O_RDONLY)
-        return os.pread(self._local[uri], count, start)  # pread: the background thread reads from the same descriptor
-
-    def _image(self, row: int) -> np.ndarray:
-        if row in self._cache:
-            return self._cache[row]
-        columns = self.samples.columns
-        where = f"{columns['shard'][row]}: {columns['key'][row]}.{columns['ext'][row]}"
-        try:
-            data = self._read(row)
-        except OSError as fault:
-            raise DataError(f"{where}: {fault}", "restore the shard, or run the shard stage again") from None
-        if hashlib.sha256(data).hexdigest() != columns["sha256"][row]:
-            raise IntegrityError(f"{where}: bytes differ from the index", "restore the shard, or run the shard stage again")
-        size, _, channels = self._shape
-        fit, bound = self._images.fit, self._images.max_pixels
-        image = decode_image(data, size=size, channels=channels, fit=fit, max_pixels=bound, where=where)
-        if len(self._cache) < self._capacity:
-            self._cache[row] = image
-        return image
-
-    def fetch(self, indices: np.ndarray) -> np.ndarray:
-        """Decoded samples at positions `indices`, uint8 [n, H, W, C]."""
-        batch = np.empty((len(indices), *self._shape), dtype=np.uint8)
-        for place, row in enumerate(indices):
-            batch[place] = self._image(int(row))
-        return batch
-
-    def close(self) -> None:
-        """Close the shards."""
-        for handle in self._local.values():
-            os.close(handle)
-        self._local.clear()
-
-
 @record
 class Batch:
-    """One rank's part of a global batch of B samples. Padding has weight 0.
+    """One rank's part of a global batch of B samples. Padding and skipped samples have weight 0 and are black.
 
-    images: uint8 [n, H, W, C] · groups: int64 [n], -1 for none · weights: fp32 [n], 0 or 1 · rows: positions, [n]
+    images: uint8 [n, H, W, C], valid until two more batches were asked for · groups, labels: int64 [n], -1 for none ·
+    weights: fp32 [n], 0 or 1 · rows, keys: positions and keys of the samples, int64 [m], without padding · skipped: how many
+    of the m have a tombstone
     """
 
     images: np.ndarray
     groups: np.ndarray
     weights: np.ndarray
     rows: np.ndarray
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    keys: Sequence[str] = ()
+    skipped: int = 0
+
+
+class _Tally:
+    """The keys digest of what was read, and how many of it were skipped. As text: `digest`, or `digest+skipped`."""
+
+    def __init__(self, salt: str, *texts: str) -> None:
+        self._keys, self.skipped = KeysDigest(salt), 0
+        for text in texts:
+            digest, _, skipped = text.partition("+")
+            self._keys.merge(digest)
+            self.skipped += int(skipped or 0)
+
+    def add(self, keys: Sequence[str], skipped: int) -> None:
+        for key in keys:
+            self._keys.add(key)
+        self.skipped += skipped
+
+    def hex(self) -> str:
+        return f"{self._keys.hex()}+{self.skipped}" if self.skipped else self._keys.hex()
 
 
 class Stream:
     """Batches of a split by step number, and the count of what was read.
 
-    Pass p visits the samples in the order `permutation(seed, p)`; its last batch is short. Each global batch is cut
-    into equal parts, one a rank, padded with repeats of weight 0.
+    Each pass reads every sample once; its last batch is short. Ranks read the parts of a global batch that lie in their
+    lanes, padded with weight 0 to the longest part, so that all take equal steps of equal shapes.
+
+    Args:
+        reader: of the split; the stream closes it.
+        batch_size: of the global batch; the split's size at most.
+        seed: 0 to 2**64 - 1.
+        salt: of the keys digest.
+        order: settings of the order.
+        tombstones: gives sha256 of every key that must not be read any more; asked before each batch is handed out.
+
+    Raises:
+        DataError: the split is empty.
+        ConfigError: more ranks than lanes.
     """
 
-    def __init__(self, reader: ImageReader, *, batch_size: int, seed: int, salt: str, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        reader: ImageReader,
+        *,
+        batch_size: int,
+        seed: int,
+        salt: str,
+        order: StreamConfig = StreamConfig(),  # noqa: B008 - frozen
+        rank: int = 0,
+        world_size: int = 1,
+        tombstones: Callable[[], Container[bytes]] | None = None,
+    ) -> None:
         if not len(reader.samples):
             raise DataError("a stream over no samples", "this split is empty: check the request and the source")
-        self.reader, self.batch_size, self._seed = reader, min(batch_size, len(reader.samples)), seed
-        self._rank, self._world = rank, world_size
-        self.steps_per_pass = -(-len(reader.samples) // self.batch_size)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
-        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="stream")
-        self._ahead: dict[int, concurrent.futures.Future[Batch]] = {}
+        segments = reader.samples.segments
+        counts, sizes = [segment.samples for segment in segments], [segment.bytes for segment in segments]
+        self.order = Order(counts, sizes, batch_size=batch_size, seed=seed, config=order)
+        self.batch_size, self.steps_per_pass = self.order.batch_size, self.order.steps_per_pass
+        self.reader, self._salt, self._tombstones = reader, salt, tombstones
+        self._ahead = Ahead(reader, self.order, rank=rank, world_size=world_size)
         self.seen = 0
-        self._salt = salt
-        self.digest = KeysDigest(salt)
-
-    def global_rows(self, step: int) -> np.ndarray:
-        """Positions of the samples of global batch `step`, int64 [at most B]."""
-        number, place = divmod(step, self.steps_per_pass)
-        if self._order[0] != number:
-            order = np.random.Generator(np.random.Philox(key=[self._seed, number])).permutation(len(self.reader.samples))
-            self._order = (number, order)
-        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
-
-    def _load(self, rows: np.ndarray) -> Batch:
-        share = -(-len(rows) // self._world)
-        mine = rows[self._rank * share : (self._rank + 1) * share]
-        padded = np.concatenate([mine, np.repeat(rows[:1], share - len(mine))])
-        weights = (np.arange(share) < len(mine)).astype(np.float32)
-        return Batch(images=self.reader.fetch(padded), groups=self.reader.samples.groups[padded], weights=weights, rows=mine)
+        """Samples handed out and counted, skipped ones included."""
+        self.digest = _Tally(salt)
+        """Their keys digest, and how many were skipped."""
 
     def batch(self, step: int) -> Batch:
-        """This rank's part of global batch `step`; the next one is fetched in the background."""
-        future = self._ahead.pop(step, None)
-        batch = future.result() if future else self._load(self.global_rows(step))
-        self._ahead = {step + 1: self._pool.submit(self._load, self.global_rows(step + 1))}
-        return batch
+        """This rank's part of global batch `step`; the next ones are made in the background.
+
+        Raises:
+            UnlearnError: a sample cannot be read, is not what the index recorded, or is unreadable; names shard and key.
+        """
+        return self._batch(self._ahead.get(step))
+
+    def _batch(self, made: Made) -> Batch:
+        size, count = len(made.images), len(made.items)
+        rows = np.empty(count, dtype=np.int64)
+        groups, labels = np.full((2, size), -1, dtype=np.int64)
+        weights = (np.arange(size) < count).astype(np.float32)
+        keys = [""] * count
+        for place, piece, position in made.items:
+            found, row = piece.rows, position - piece.position
+            assert found is not None  # it was decoded
+            rows[place], groups[place], labels[place] = position, found.group[row], found.label[row]
+            keys[place] = found.keys[row]
+        if self._tombstones is not None:
+            dead = self._tombstones()
+            skipped = [place for place, key in enumerate(keys) if hashlib.sha256(key.encode()).digest() in dead]
+            weights[skipped] = 0
+            made.images[skipped] = 0
+        return Batch(
+            images=made.images,
+            groups=groups,
+            weights=weights,
+            rows=rows,
+            labels=labels,
+            keys=keys,
+            skipped=count - int(weights.sum()),
+        )
 
     def count(self, batch: Batch) -> None:
         """Note that a batch was used, for the coverage."""
         self.seen += len(batch.rows)
-        for row in batch.rows:
-            self.digest.add(self.reader.samples.keys[int(row)])
+        self.digest.add(batch.keys, batch.skipped)
 
     def reset(self, seen: int, digest: str) -> None:
         """Set the count back to what an earlier process had counted."""
-        self.seen, self.digest = seen, KeysDigest(self._salt)
-        self.digest.merge(digest)
+        self.seen, self.digest = seen, _Tally(self._salt, digest)
 
     def merged(self, digests: list[str]) -> str:
-        """The keys digests of several ranks as one."""
-        total = KeysDigest(self._salt)
-        for digest in digests:
-            total.merge(digest)
-        return total.hex()
+        """The keys digests of several ranks, each with its number of skipped samples, as one."""
+        return _Tally(self._salt, *digests).hex()
 
     def coverage(self, split: str, *, passes: int, seen: int, digest: str) -> Coverage:
-        """Compare what all ranks read (`seen` samples with keys digest `digest`) with `passes` passes over the samples."""
-        expected = KeysDigest(self._salt)
-        for key in self.reader.samples.keys:
-            expected.add(key, passes)
+        """Compare what all ranks read with `passes` passes over the samples.
+
+        Args:
+            seen: samples handed out, skipped ones included.
+            digest: of their keys, with the number of skipped ones.
+        """
+        samples, expected, found = self.reader.samples, KeysDigest(self._salt), _Tally(self._salt, digest)
+        for number in range(len(samples.segments)):
+            for key in samples.rows(number).keys:
+                expected.add(key, passes)
+        keys_digest = found.hex().partition("+")[0]
         return Coverage(
             split=split,
             passes=passes,
-            samples_expected=passes * len(self.reader.samples),
-            samples_seen=seen,
-            keys_digest=digest,
+            samples_expected=passes * len(samples),
+            samples_seen=seen - found.skipped,
+            keys_digest=keys_digest,
             expected_digest=expected.hex(),
-            complete=digest == expected.hex() and seen == passes * len(self.reader.samples),
+            complete=keys_digest == expected.hex() and seen == passes * len(samples),
+            skipped=found.skipped,
         )
 
     def close(self) -> None:
-        """End the background thread and close the shards."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads and close the shards."""
+        self._ahead.close()
         self.reader.close()
 
 

@@ -26,9 +26,14 @@ Integers = NDArray[np.int64]
 class Table(Protocol):
     """The columns of a manifest split, in index order; `groups` numbers the manifest's groups, -1 for none."""
 
-    keys: list[str]
-    labels: Any
-    groups: Any
+    @property
+    def keys(self) -> list[str]: ...
+
+    @property
+    def labels(self) -> Any: ...
+
+    @property
+    def groups(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

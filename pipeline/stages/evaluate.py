@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline import component
 from pipeline.chain import read_receipt
-from pipeline.data.stream import ImageReader, read_samples, to_tensor
+from pipeline.data.samples import read_samples
+from pipeline.data.stream import ImageReader, to_tensor
 from pipeline.data.tasks.base import Task
 from pipeline.decode import canonical
 from pipeline.engine.checkpoint import load_weights
@@ -54,8 +55,16 @@ def run(job: Job) -> Result:
     models = _models(job, ranks.device)
     shape = next(iter(models.values()))
     tables = {name: read_samples(job.folder, manifest, name) for name in SOURCES}
+    # Of a retain split of any size, only the rows of as many images as are measured are read.
+    tables["retain"] = tables["retain"].spread(config.evaluation.max_samples, config.seed)
     readers = {
-        name: ImageReader(table, folder=job.folder, size=shape.image_size, channels=shape.channels, images=config.images)
+        name: ImageReader(
+            table,
+            size=shape.image_size,
+            channels=shape.channels,
+            images=config.images,
+            reading=config.reading,
+        )
         for name, table in tables.items()
     }
     slices = choose(tables, manifest.groups, seed=config.seed, max_samples=config.evaluation.max_samples)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pipeline import component
 from pipeline.chain import config_digest, inputs_of, read_receipt
-from pipeline.data.stream import Feed, ImageReader, Samples, Stream, read_samples
+from pipeline.data.samples import Samples, read_samples
+from pipeline.data.stream import Feed, ImageReader, Stream
 from pipeline.data.tasks.base import Task
+from pipeline.data.tombstones import watch
 from pipeline.decode import canonical, digest, sha256_text
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.checkpoint import Checkpoints, TrainState, load_weights
@@ -86,8 +88,14 @@ class Phase:
 
     def reader(self, samples: Samples, model: ImageModel) -> ImageReader:
         """A reader of `samples` in the model's size and colours."""
-        images = self.job.config.images
-        reader = ImageReader(samples, folder=self.job.folder, size=model.image_size, channels=model.channels, images=images)
+        config = self.job.config
+        reader = ImageReader(
+            samples,
+            size=model.image_size,
+            channels=model.channels,
+            images=config.images,
+            reading=config.reading,
+        )
         self._readers.append(reader)
         return reader
 
@@ -96,13 +104,19 @@ class Phase:
         return read_samples(self.job.folder, self.manifest, split)
 
     def feed(self, model: ImageModel, *parts: tuple[Samples, int]) -> Feed:
-        """A feed of one or two streams, each of samples and a global batch size."""
+        """A feed of one or two streams, each of samples and a global batch size.
+
+        Images with a tombstone are skipped, apart from those that this run is there to forget.
+        """
+        config, source = self.job.config, self.manifest.source_folder.rsplit("/", 1)[-1]
         streams = [
             Stream(
                 self.reader(samples, model),
                 batch_size=batch_size,
                 seed=self.seed + number,
                 salt=self.manifest.batch_digest,
+                order=config.stream,
+                tombstones=None if samples.split == "forget" else watch(config.output, source),
                 rank=self.group.rank,
                 world_size=self.group.world_size,
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from pipeline.report.facts import PHASES, Evidence, build_facts
 from pipeline.stages.runner import Job, Result, read_manifest, read_record
 from pipeline.storage import HashingWriter, exists, open_read, publish, publish_bytes, read_bytes
 
-__all__ = ["run"]
+__all__ = ["render_again", "run"]
 
 UNLEARNED = "checkpoints/unlearned/model.safetensors"
 BLOCK = 1 << 20
@@ -45,15 +47,7 @@ def run(job: Job) -> Result:
         weights=_copy_weights(job, published),
     )
     facts = build_facts(evidence)
-    material = page.Material(
-        errors=_errors(_content(job, published, "evaluation/errors.npz")),
-        grids={
-            uri.removeprefix("evaluation/grid_").removesuffix(".png"): _content(job, published, uri)
-            for uri in published
-            if uri.startswith("evaluation/grid_")
-        },
-        metrics={name: _metrics(job, name) for name in PHASES},
-    )
+    material = _material(job, published)
     files = {
         "weights/config.json": canonical(job.config.model),
         "weights/README.md": card.render(facts).encode(),
@@ -63,6 +57,28 @@ def run(job: Job) -> Result:
     for name, content in files.items():
         publish_bytes(job.path(name), content)
     return Result(outputs=("weights/model.safetensors", *files), facts={"headline": facts["headline"]})
+
+
+def render_again(job: Job, *, without: Collection[str]) -> FileRef:
+    """Publish the page of a finished run once more, without some of its pictures, given as files of the run."""
+    receipts = [receipt for name in (*job.spec.needs, job.spec.name) if (receipt := read_receipt(job.folder, name)) is not None]
+    published = {ref.uri: ref for receipt in receipts for ref in receipt.outputs if ref.uri not in without}
+    facts = json.loads(_content(job, published, "report.json"))
+    ref = publish_bytes(job.path("report.html"), page.render(facts, _material(job, published)).encode())
+    return dataclasses.replace(ref, uri="report.html")
+
+
+def _material(job: Job, published: dict[str, FileRef]) -> page.Material:
+    """What the page shows beside the facts."""
+    return page.Material(
+        errors=_errors(_content(job, published, "evaluation/errors.npz")),
+        grids={
+            uri.removeprefix("evaluation/grid_").removesuffix(".png"): _content(job, published, uri)
+            for uri in published
+            if uri.startswith("evaluation/grid_")
+        },
+        metrics={name: _metrics(job, name) for name in PHASES},
+    )
 
 
 def _copy_weights(job: Job, published: dict[str, FileRef]) -> FileRef:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import time
 
 from pipeline import component
+from pipeline.config import RunConfig
+from pipeline.data.batch import Settings
 from pipeline.data.index import Progress
-from pipeline.data.pack import pack
-from pipeline.data.partition import RUN_INDEX, partition
+from pipeline.data.pack import PackedSource, pack
+from pipeline.data.partition import COPIES, RUN_INDEX, partition
 from pipeline.decode import canonical, decode
-from pipeline.errors import ConfigError, IntegrityError
+from pipeline.errors import IntegrityError
 from pipeline.records import Manifest, RequestBatch, ShardRef
 from pipeline.stages.runner import Job, Result
-from pipeline.storage import is_local, join, publish_bytes, read_bytes, remove_tree
+from pipeline.storage import exists, publish_bytes, read_bytes
 
-__all__ = ["run"]
+__all__ = ["packed_source", "run"]
 
 log = logging.getLogger("unlearn")
 
 BATCH = "shards/batch.json"
 LOG_SECONDS = 2.0
+QUARANTINE_SHOWN = 20
 
 
 def _progress() -> Progress:
@@ -48,6 +49,14 @@ def _new_shards(manifest: Manifest) -> tuple[ShardRef, ...]:
     return tuple(ref for ref in refs if ref.origin != "original")
 
 
+def packed_source(config: RunConfig, tell: Progress) -> tuple[PackedSource, str]:
+    """The run's source as indexed shards, and its folder; packed or refreshed where that is due."""
+    source, name = component.build("source", config.source), config.source["component"]
+    packed, folder = pack(source, name=name, output=config.output, settings=config.shards, progress=tell)
+    assert packed is not None  # only one task of several has none
+    return packed, folder
+
+
 def run(job: Job) -> Result:
     """Publish the run's shards, their index and, last, the manifest.
 
@@ -56,28 +65,23 @@ def run(job: Job) -> Result:
         DataError: a source that cannot be found or read.
         IntegrityError: files differ from what was recorded.
     """
-    section = job.config.source
-    source = component.build("source", section)
     where = job.path(BATCH)
     batch = decode(RequestBatch, json.loads(read_bytes(where)), where=where, error=IntegrityError)
-    started = time.time()
-    packed, source_folder = pack(source, name=section["component"], output=job.config.output, progress=_progress())
-    try:
-        manifest = partition(
-            batch,
-            packed,
-            source_folder=source_folder,
-            folder=job.folder,
-            output=job.config.output,
-            run_id=job.folder.rsplit("/", 1)[-1],
-            seed=job.config.seed,
-        )
-    except ConfigError:
-        if is_local(source_folder) and os.stat(join(source_folder, "source.json")).st_mtime >= started:
-            remove_tree(source_folder)  # a refused request leaves nothing behind that it made
-            with contextlib.suppress(OSError):  # other sources may lie there
-                os.rmdir(os.path.dirname(source_folder))
-        raise
+    tell = _progress()
+    packed, source_folder = packed_source(job.config, tell)
+    for fault in packed.quarantine[:QUARANTINE_SHOWN]:
+        log.warning("shard: set aside: %s: %s: %s", fault.uri, fault.key, fault.reason)
+    manifest = partition(
+        batch,
+        packed,
+        source_folder=source_folder,
+        folder=job.folder,
+        output=job.config.output,
+        run_id=job.folder.rsplit("/", 1)[-1],
+        seed=job.config.seed,
+        settings=Settings(near_bits=job.config.shards.near_bits, max_pixels=job.config.images.max_pixels),
+        progress=tell,
+    )
     publish_bytes(job.path("manifest.json"), canonical(manifest))
     new = _new_shards(manifest)
     facts = {
@@ -88,6 +92,9 @@ def run(job: Job) -> Result:
         "holdout": manifest.split("holdout").samples,
         "shards_clean": manifest.shards_clean,
         "shards_rewritten": manifest.shards_rewritten,
-        "bytes_written": sum(ref.bytes for ref in new) + manifest.index.bytes,
+        "quarantined": manifest.quarantined,
+        "bytes_written": sum(ref.bytes for ref in new) + manifest.index[-1].bytes,
     }
-    return Result(outputs=("manifest.json", RUN_INDEX, BATCH, *(ref.uri for ref in new)), facts=facts)
+    outputs = ("manifest.json", RUN_INDEX, BATCH, *(ref.uri for ref in new))
+    listed = (COPIES,) if exists(job.path(COPIES)) else ()
+    return Result(outputs=(*outputs, *listed), facts=facts)

@@ -46,7 +46,7 @@ def _write_run(folder: Path) -> str:
 def use_fake_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the launcher start fake workers."""
     monkeypatch.setattr(torchrun, "stage_job", _fake_stage)
-    monkeypatch.setattr(torchrun, "check_job", lambda file, machine: fake_job("check", file))
+    monkeypatch.setattr(torchrun, "worker_job", lambda act, file, machine: fake_job(act, file))
 
 
 @pytest.fixture

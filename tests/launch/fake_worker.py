@@ -81,11 +81,12 @@ def _manifest(folder: Path, shard: FileRef, clean: FileRef, index: FileRef) -> M
         requests=1,
         source="synthetic",
         source_digest="0",
+        source_folder="../packed",
         classes=("Trouser",),
         seed=0,
         groups=(Group(name="Trouser", kind="class", labels=(0,), samples=40),),
         splits=splits,
-        index=index,
+        index=(index,),
         shards_clean=1,
         shards_rewritten=0,
     )

@@ -119,7 +119,7 @@ def test_plan_is_plain_when_piped(run_file: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.isascii()
     assert "not computed" in result.stdout
-    assert json.loads(unlearn("plan", run_file, "--json").stdout)["schema"] == "plan/1"
+    assert json.loads(unlearn("plan", run_file, "--json").stdout)["schema"] == "plan/2"
 
 
 def test_verify_names_the_fault_and_ends_with_three(finished: Path) -> None:

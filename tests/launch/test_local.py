@@ -39,7 +39,7 @@ def test_a_run_goes_through_all_stages_once(small: Small, monkeypatch: pytest.Mo
     assert outcome.current == ()
     assert any(line.startswith("release: done in") for line in said)
     monkeypatch.setattr(torchrun, "stage_job", None)
-    monkeypatch.setattr(torchrun, "check_job", None)
+    monkeypatch.setattr(torchrun, "worker_job", None)
     again, _ = go(small)
     assert (again.ran, again.current) == ((), ALL)
 
@@ -127,7 +127,7 @@ def test_a_folder_of_another_batch_is_refused(finished: Path, name: str) -> None
 
 
 def test_weights_that_are_not_there_are_refused_before_any_worker(run_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun, "check_job", None)
+    monkeypatch.setattr(torchrun, "worker_job", None)
     config = resolve(run_file, ["original=/nowhere/x.safetensors"])
     with pytest.raises(ConfigError, match=r"original: /nowhere/x\.safetensors: not found"):
         run_chain(config, read_batch(config), say=lambda line: None)

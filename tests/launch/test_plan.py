@@ -21,7 +21,7 @@ def states(plan: Plan) -> dict[str, str]:
 
 def test_before_the_first_run_the_data_is_not_computed(small: Small) -> None:
     plan = make_plan(*small)
-    assert (plan.requests, plan.keys, plan.labels, plan.prefixes) == (1, 0, 1, 0)
+    assert (plan.requests, plan.keys, plan.labels, plan.prefixes, plan.digests) == (1, 0, 1, 0, 0)
     assert set(states(plan).values()) == {"to run"}
     assert plan.data is None
     assert plan.stages[1].sample_gradients is None
@@ -46,7 +46,8 @@ def test_after_a_run_data_and_costs_are_known(small: Small, finished: Path) -> N
     facts = dict(lines(plan))
     assert facts["forget"] == "40 images"
     assert facts["groups"] == "Trouser (class, 40 images)"
-    assert facts["retain shards"] == "1 as they are, 0 rewritten (0 bytes)"
+    assert facts["clean shards"] == "1, referenced where they lie"
+    assert facts["rewrite"] == "1 shards, 6 bytes"
 
 
 def test_stages_after_a_changed_one_are_to_run(finished: Path, run_file: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import torchrun
-from launch.torchrun import Resources, check_job, count_gpus, resources, stage_job
+from launch.torchrun import Resources, count_gpus, resources, stage_job, worker_job
 from launch.worker import run_worker
 from pipeline.chain import CHAIN
 from pipeline.config import LaunchConfig
@@ -64,7 +64,7 @@ def test_a_distributed_stage_runs_under_torchrun_and_the_others_do_not() -> None
     assert job.argv[-4:] == ("-m", "pipeline", "train", "/a b/run")
     assert {"--nproc-per-node=2", "--max-restarts=0", "--rdzv-endpoint=127.0.0.1:0"} <= set(job.argv)
     assert stage_job(SHARD, "/a b/run", CPU).argv == (sys.executable, "-m", "pipeline", "shard", "/a b/run")
-    assert check_job("x.yaml", CPU).argv == (sys.executable, "-m", "pipeline", "check", "x.yaml")
+    assert worker_job("check", "x.yaml", CPU).argv == (sys.executable, "-m", "pipeline", "check", "x.yaml")
 
 
 def test_the_environment_of_a_cpu_node() -> None:

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import packaged, read_batch, resolve, run_folder, run_id, section_digest
+from pipeline.chain import CHAIN
+from pipeline.config import (
+    ReadingConfig,
+    ShardsConfig,
+    StreamConfig,
+    packaged,
+    read_batch,
+    resolve,
+    run_folder,
+    run_id,
+    section_digest,
+)
 from pipeline.errors import ConfigError, StorageError
 from tests.support.runs import TINY, write_run_file
 
@@ -49,11 +60,50 @@ def test_every_packaged_run_decodes_and_the_demo_has_its_batch() -> None:
         ("seed", "not of the form key=value"),
         ("=3", "not of the form key=value"),
         ("launch.ranks=-1", "launch"),
+        ("shards.on_error=skip", r"shards\.on_error: .*'stop' or 'quarantine'"),
+        ("shards.max_quarantined=-1", r"shards\.max_quarantined"),
+        ("shards.near_bits=16", r"shards\.near_bits"),
+        ("shards.near_bits=-1", r"shards\.near_bits"),
+        ("shards.near_bit=3", "near_bit: unknown field .*did you mean 'near_bits'"),
+        ("stream.lanes=0", r"stream\.lanes"),
+        ("stream.block_bytes=0", r"stream\.block_bytes"),
+        ("stream.window=0", r"stream\.window"),
+        ("stream.window=1.5", r"stream\.window"),
+        ("reading.threads=-1", r"reading\.threads"),
+        ("reading.ahead=0", r"reading\.ahead"),
+        ("reading.in_flight=0", r"reading\.in_flight"),
+        ("reading.attempt_seconds=0", r"reading\.attempt_seconds"),
+        ("reading.deadline_seconds=-1", r"reading\.deadline_seconds"),
+        ("reading.cache_bytes=-1", r"reading\.cache_bytes"),
+        ("reading.cache_folder=3", r"reading\.cache_folder"),
     ],
 )
 def test_wrong_values_are_refused_by_name(tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         resolve(str(write_run_file(tmp_path)), [override])
+
+
+def test_shards_stream_and_reading_have_their_fields(tmp_path: Path) -> None:
+    file = str(write_run_file(tmp_path, shards={"near_bits": None, "on_error": "quarantine"}, stream={"lanes": 4}))
+    config = resolve(file, ["shards.max_quarantined=0", "stream.window=3", "reading.cache_folder=/cache", "reading.threads=2"])
+    assert config.shards == ShardsConfig(near_bits=None, on_error="quarantine", max_quarantined=0)
+    assert config.stream == StreamConfig(lanes=4, window=3)
+    assert config.reading == ReadingConfig(cache_folder="/cache", threads=2)
+    assert resolve(file, ["shards.near_bits=0"]).shards.near_bits == 0
+
+
+def test_how_samples_are_read_is_no_part_of_what_a_stage_depends_on(tmp_path: Path) -> None:
+    file = str(write_run_file(tmp_path))
+    one, other = resolve(file), resolve(file, ["reading.threads=7", "reading.cache_folder=/cache"])
+    for spec in CHAIN:
+        assert "reading" not in spec.sections
+        assert section_digest(one, spec.sections) == section_digest(other, spec.sections), spec.name
+    changed = {name: resolve(file, [text]) for name, text in (("shards", "shards.near_bits=0"), ("stream", "stream.lanes=3"))}
+    depends = {
+        name: {spec.name for spec in CHAIN if section_digest(one, spec.sections) != section_digest(config, spec.sections)}
+        for name, config in changed.items()
+    }
+    assert "shard" in depends["shards"] and "shard" not in depends["stream"] and "train" in depends["stream"]
 
 
 def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -28,6 +28,31 @@ def test_three_formats_give_the_same_batch(tmp_path: Path) -> None:
     assert all(batch == batches[0] for batch in batches)
     assert batches[0].requests[1].selector == Selector(kind="keys", values=("a", "b"))
     assert batches[0].requests[0].subject == "p1"
+    assert {request.copies for request in batches[0].requests} == {"stop"}
+
+
+MARK = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+
+def test_digests_and_what_happens_to_copies_are_read_in_three_formats(tmp_path: Path) -> None:
+    texts = {
+        "r.yaml": f"- {{request_id: r1, digest: {MARK}, copies: include}}\n"
+        f"- {{request_id: r2, digests: [{MARK}, ab], copies: ignore}}\n",
+        "r.csv": f"request_id,kind,value,copies\nr1,digest,{MARK},include\nr2,digest,{MARK},ignore\nr2,digest,ab,ignore\n",
+        "r.jsonl": f'{{"request_id": "r1", "digest": "{MARK}", "copies": "include"}}\n'
+        f'{{"request_id": "r2", "digests": ["{MARK}", "ab"], "copies": "ignore"}}\n',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        first, second = read_requests(str(tmp_path / name)).requests
+        assert (first.selector, first.copies) == (Selector(kind="digest", values=(MARK,)), "include"), name
+        assert (second.selector, second.copies) == (Selector(kind="digest", values=(MARK, "ab")), "ignore"), name
+
+
+def test_a_digest_of_digits_alone_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"- {{request_id: r1, digest: {'1' * 64}}}\n- {{request_id: r2, keys: [17, a]}}\n")
+    first, second = read_requests(str(tmp_path / "r.yaml")).requests
+    assert first.selector.values == ("1" * 64,) and second.selector.values == ("17", "a")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +62,10 @@ def test_three_formats_give_the_same_batch(tmp_path: Path) -> None:
         ("r.yaml", "[]", "no request"),
         ("r.yaml", "- {request_id: r1}", "entry 1: names 0 of label, keys, prefix"),
         ("r.yaml", "- {label: x, keys: [y]}", "entry 1: names 2"),
+        ("r.yaml", "- {digest: x, prefix: y}", "entry 1: names 2"),
+        ("r.yaml", "- {digests: []}", "entry 1: digests: empty"),
+        ("r.yaml", "- {label: x, copies: maybe}", "entry 1: copies: .*'stop', 'include' or 'ignore'"),
+        ("r.csv", "kind,value,copies\nlabel,x,all\n", "entry 1: copies: .*'stop', 'include' or 'ignore'"),
         ("r.yaml", "- {keys: []}", "entry 1: keys: empty"),
         ("r.yaml", "- {label: x, lable: y}", "entry 1: lable: unknown field"),
         ("r.yaml", "- just text", "entry 1: not a mapping"),
@@ -70,6 +99,15 @@ def test_the_digest_is_of_what_is_forgotten_not_of_its_order(items: list[Deletio
     assert batch_digest(RequestBatch(requests=tuple(items))) == batch_digest(RequestBatch(requests=tuple(shuffled)))
     more = (*items, DeletionRequest(request_id="new!", selector=Selector(kind="label", values=("x",))))
     assert batch_digest(RequestBatch(requests=tuple(items))) != batch_digest(RequestBatch(requests=more))
+
+
+def test_the_digest_follows_what_happens_to_copies_and_the_kind_of_selector() -> None:
+    batches = [
+        RequestBatch(requests=(DeletionRequest(request_id="r1", selector=Selector(kind=kind, values=("ab",)), copies=copies),))
+        for kind in ("keys", "label", "prefix", "digest")
+        for copies in ("stop", "include", "ignore")
+    ]
+    assert len({batch_digest(batch) for batch in batches}) == len(batches)
 
 
 def test_requests_must_be_a_list() -> None:

@@ -8,16 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol, runtime_checkable
 
-import fsspec
-
-from pipeline.decode import digest
+from pipeline.data.listing import list_shards, listing_digest
 from pipeline.records import record
-from pipeline.storage import size
 
 __all__ = ["ImageSource", "ShardSource", "Source", "SourceImage", "fingerprint"]
-
-# Whatever the storage offers that changes with the content, the strongest first.
-STAMPS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
 @record
@@ -39,7 +33,8 @@ class Source(Protocol):
         ...
 
     def identity(self) -> str:
-        """Digest of what would be packed, found without reading the images."""
+        """Digest of what would be packed, found without reading the images. Of shards that lie where they are, the
+        address: they may be added to and changed, and their index is refreshed."""
         ...
 
 
@@ -75,10 +70,4 @@ def fingerprint(uris: Iterable[str]) -> str:
         ConfigError: an address that is not plain storage.
         StorageError: a file that is not there.
     """
-    facts: list[tuple[str, int, str]] = []
-    for uri in uris:
-        num_bytes = size(uri)
-        fs, path = fsspec.core.url_to_fs(uri)
-        info = fs.info(path)
-        facts.append((uri, num_bytes, next((str(info[name]) for name in STAMPS if info.get(name)), "")))
-    return digest(facts)
+    return listing_digest(list_shards(tuple(uris)))

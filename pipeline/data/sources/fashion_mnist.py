@@ -9,9 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
-import os
-import subprocess
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.debian import cache_folder, unpacked
 from pipeline.data.images import encode_png
 from pipeline.data.sources.base import SourceImage
 from pipeline.decode import digest
@@ -42,7 +40,7 @@ PINS: Mapping[str, str] = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-TIMEOUT_SECONDS = 180
+TIMEOUT_SECONDS = 60
 LARGEST_BYTES = 100_000_000
 
 
@@ -120,17 +118,11 @@ def _read(folder: Path, name: str) -> bytes:
         raise DataError(f"{path}: {fault.strerror}", "correct the file's permissions") from None
 
 
-def _cache(config: Config) -> Path:
-    if config.cache:
-        return Path(config.cache).expanduser() / "fashion-mnist"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "i2i-unlearn" / "fashion-mnist"
-
-
 def _locate(config: Config) -> Path:
     """The folder with the four files, fetching them where they are nowhere yet."""
     if config.folder:
         return Path(config.folder).expanduser()
-    cache = _cache(config)
+    cache = cache_folder(config.cache, "fashion-mnist")
     for folder in (Path(INSTALLED), cache):
         if _complete(folder):
             return folder
@@ -139,7 +131,7 @@ def _locate(config: Config) -> Path:
     for title, fetch in ways:
         try:
             files = fetch()
-        except (OSError, subprocess.SubprocessError, http.client.HTTPException, DataError, IntegrityError) as fault:
+        except (OSError, http.client.HTTPException, DataError, IntegrityError) as fault:
             reasons.append(f"{title}: {' '.join(str(getattr(fault, 'message', fault)).split())[:200]}")
             continue
         for name, content in files.items():
@@ -153,33 +145,12 @@ def _locate(config: Config) -> Path:
 
 
 def _from_debian() -> dict[str, bytes]:
-    """The four files out of the Debian package, fetched and unpacked without root; apt checks its signature chain."""
-    with tempfile.TemporaryDirectory() as work:
-        try:
-            _call(["apt-get", "download", PACKAGE], work)
-        except DataError:
-            # A fresh machine has no package lists, and only root may fill the system's own: fill private ones.
-            lists = Path(work) / "lists"
-            (lists / "partial").mkdir(parents=True)
-            private = ["apt-get", "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={work}/apt"]
-            _call([*private, "update"], work)
-            _call([*private, "download", PACKAGE], work)
-        for package in sorted(Path(work).glob(f"{PACKAGE}_*.deb")):
-            _call(["dpkg-deb", "-x", str(package), str(Path(work) / "tree")], work)
-        folder = Path(work) / "tree" / INSTALLED.lstrip("/")
+    """The four files out of the Debian package."""
+    with unpacked(PACKAGE) as tree:
+        folder = tree / INSTALLED.lstrip("/")
         for name in PINS:
             _read(folder, name)
         return {name: path.read_bytes() for name in PINS if (path := _file(folder, name))}
-
-
-def _call(command: list[str], folder: str) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL)
-    except subprocess.CalledProcessError as fault:
-        tail = fault.stderr.decode(errors="replace").strip()[-150:]
-        raise DataError(f"{command[0]} ended with {fault.returncode}: {tail}") from None
-    except FileNotFoundError:
-        raise DataError(f"no {command[0]} on this machine") from None
 
 
 def _from_https() -> dict[str, bytes]:
@@ -199,7 +170,7 @@ def _from_https() -> dict[str, bytes]:
 
 def _download(url: str) -> bytes:
     # The mirrors are constants of this file and the content is pinned, so no other scheme can slip in.
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS / 3) as answer:  # noqa: S310
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
         content: bytes = answer.read(LARGEST_BYTES)
     return content
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import braceexpand
 
 from pipeline import storage
-from pipeline.data.sources.base import fingerprint
 from pipeline.decode import digest
 from pipeline.errors import ConfigError, DataError
 from pipeline.records import record
@@ -37,9 +36,9 @@ class Shards:
             raise ConfigError(f"source: webdataset: {min(twice)}: in training and in unseen", "name each shard in one of them")
 
     def identity(self) -> str:
-        """Digest of the class names and of names, sizes and change marks of all shards."""
-        parts = {"training": fingerprint(self._training), "unseen": fingerprint(self._unseen)}
-        return digest({"webdataset": 1, "classes": self.classes, **parts})
+        """Digest of the class names and of the addresses as they were given."""
+        parts = {field: [storage.absolute(uri) for uri in getattr(self.config, field)] for field in ("training", "unseen")}
+        return digest({"webdataset": 2, "classes": self.classes, **parts})
 
     def training_shards(self) -> tuple[str, ...]:
         """See `ShardSource.training_shards`."""

@@ -8,16 +8,30 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pipeline.data.images import encode_png
 from pipeline.data.pack import PackedSource, pack
 from pipeline.data.sources.webdataset import Config, build
 from pipeline.records import DeletionRequest, RequestBatch, Selector
 
+PATTERN = np.random.default_rng(4).integers(30, 90, (4, 4))
+
 
 def picture(number: int) -> bytes:
-    """A 4 x 4 PNG that differs for each number below 65536."""
-    return encode_png(np.full((4, 4), number % 256, dtype=np.uint8) + np.array([[number // 256], [0], [0], [0]], dtype=np.uint8))
+    """A 4 x 4 PNG that differs for each number below 65536; below 128 all are one pattern, brighter and brighter."""
+    pixels = PATTERN + number % 128
+    pixels[0, 1] += number // 128 % 2
+    pixels[0, 0] = (number // 256 + number) % 256
+    return encode_png(pixels.astype(np.uint8))
+
+
+def drawing(seed: int, kind: str = "PNG", side: int = 64) -> bytes:
+    """A smooth random picture, large enough for a perceptual hash; in another format it is a near copy."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(out, format=kind, quality=90)
+    return out.getvalue()
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, mode: str = "w", format: int = tarfile.PAX_FORMAT) -> str:
@@ -49,6 +63,7 @@ def packed(folder: Path, training: Sequence[Sequence[int]], unseen: int = 12) ->
     far = [write_tar(folder / "tars" / "unseen.tar", rest)]
     source = build(Config(training=tuple(uris), unseen=tuple(far), classes=("zero", "one", "two")))
     found, where = pack(source, name="webdataset", output=str(folder / "out"))
+    assert found is not None
     return found, where, uris
 
 

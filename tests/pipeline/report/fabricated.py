@@ -91,7 +91,8 @@ def build(
         seed=0,
         groups=made,
         splits=tuple(Split(name=n, shards=(), samples=20000, keys_digest="cd" * 32) for n in names),  # type: ignore[arg-type]
-        index=FileRef(uri="index.parquet", sha256="00", bytes=1),
+        index=(FileRef(uri="index.parquet", sha256="00", bytes=1),),
+        source_folder="../sources/x-1",
         shards_clean=17,
         shards_rewritten=3,
     )

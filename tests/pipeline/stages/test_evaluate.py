@@ -63,14 +63,22 @@ class Reader:
         pass
 
 
-def table(prefix, labels, groups):
-    return SimpleNamespace(keys=[f"{prefix}{n}" for n in range(len(labels))], labels=np.array(labels), groups=np.array(groups))
+class Table:
+    """The rows of a split, and what the stage asks of them."""
+
+    def __init__(self, prefix, labels, groups):
+        self.keys = [f"{prefix}{n}" for n in range(len(labels))]
+        self.labels, self.groups = np.array(labels), np.array(groups)
+
+    def spread(self, limit, seed):
+        assert limit == 25 and seed == 0
+        return self
 
 
 TABLES = {
-    "forget": table("f", [1] * 30 + [0] * 5, [0] * 30 + [1] * 5),
-    "retain": table("r", [0] * 40, [-1] * 40),
-    "holdout": table("h", [0, 1] * 20, [-1] * 40),
+    "forget": Table("f", [1] * 30 + [0] * 5, [0] * 30 + [1] * 5),
+    "retain": Table("r", [0] * 40, [-1] * 40),
+    "holdout": Table("h", [0, 1] * 20, [-1] * 40),
 }
 
 
