@@ -28,38 +28,40 @@ __all__ = ["read_range"]
 EXPIRES_SECONDS = 3600
 SIGN_AGAIN_SECONDS = 1800.0
 ADDRESSES_KEPT = 100_000
-BUSY = (429, 500, 502, 503, 504)
+BUSY = (429, 502, 503, 504)
+FAILED = 500
+"""Of a store that may have stumbled over the way of signing: s3fs tries its own."""
 
 
 class _Addresses:
     """Signed addresses. They are secrets: nothing else may see them."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int], tuple[float, SplitResult | None]] = {}
+        self._known: dict[str, tuple[Any, float, SplitResult | None]] = {}
         self._lock = threading.Lock()
 
     def get(self, uri: str, seconds: float) -> SplitResult | None:
         """The signed address; None where s3fs must do the reading."""
         fs, path = filesystem(uri)
-        key = (uri, id(fs))  # other credentials have another file system
-        now = time.monotonic()
         with self._lock:
-            until, address = self._known.get(key, (0.0, None))
-        if now < until:
+            signer, until, address = self._known.get(uri, (None, 0.0, None))
+        if signer is fs and time.monotonic() < until:  # other credentials have another file system
             return address
         address = None if _is_unusual(fs) else urlsplit(sync(fs.loop, fs._url, path, expires=EXPIRES_SECONDS, timeout=seconds))
         if address is not None and _is_proxied(address):
             address = None
+        self._keep(uri, fs, address)
+        return address
+
+    def _keep(self, uri: str, fs: Any, address: SplitResult | None) -> None:
         with self._lock:
             if len(self._known) >= ADDRESSES_KEPT:
                 self._known.clear()
-            self._known[key] = (now + SIGN_AGAIN_SECONDS, address)
-        return address
+            self._known[uri] = (fs, time.monotonic() + SIGN_AGAIN_SECONDS, address)
 
     def give_up(self, uri: str) -> None:
         """Leave the object to s3fs for a while."""
-        with self._lock:
-            self._known[uri, id(filesystem(uri)[0])] = (time.monotonic() + SIGN_AGAIN_SECONDS, None)
+        self._keep(uri, filesystem(uri)[0], None)
 
 
 def _is_unusual(fs: Any) -> bool:
@@ -163,7 +165,8 @@ def read_range(uri: str, start: int, stop: int, *, seconds: float) -> bytearray 
             connection.close()
             if response.status in BUSY:
                 raise ConnectionError(f"the store answered {response.status} {response.reason}")
-            _addresses.give_up(uri)
+            if response.status != FAILED:
+                _addresses.give_up(uri)
             return None
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "hash_file",
     "info",
     "is_local",
+    "is_s3",
     "join",
     "list_files",
     "lock",

@@ -113,11 +113,13 @@ class Erasing:
         return read_row_group(join(self.folder, ref.uri), ref.sha256, shard.row_group)
 
     def locks(self, planned: Sequence[Gone]) -> tuple[str, ...]:
-        """What a retention lock holds, and until when. A rest that took its shard's place may be locked: it stays."""
+        """What a retention lock holds, and until when. A rest that took its shard's place may be locked, and so may a page
+        that was written anew: they stay."""
         found, swaps = [], {swap.old.uri: swap for swap in self.swaps}
+        pages = {item.version for item in planned if item.uri == self._page}
         for uri in dict.fromkeys(item.uri for item in planned):
             for version in versions(uri):
-                if uri in swaps and self._stays(swaps[uri], version):
+                if (uri in swaps and self._stays(swaps[uri], version)) or (uri == self._page and version.version not in pages):
                     continue
                 if until := locked_until(version):
                     found.append(f"{uri}{f' version {version.version}' if version.version else ''}: {until}")
@@ -133,6 +135,14 @@ class Erasing:
     def pictures(self) -> tuple[str, ...]:
         """The run's picture files that show deleted images."""
         return tuple(f"evaluation/grid_{number}.png" for number in range(len(self.manifest.groups)))
+
+    @property
+    def _page(self) -> str:
+        """The run's page: written again without the pictures, but its older versions hold them."""
+        return join(self.folder, "report.html")
+
+    def _old_pages(self) -> list[Version]:
+        return [version for version in versions(self._page) if not version.latest]
 
     def _private(self) -> list[str]:
         """The run's own files that hold deleted images or their keys: shards, rows, requests, pictures, list of copies."""
@@ -198,6 +208,9 @@ class Erasing:
             for version in versions(uri):
                 known = sha256 if version.latest else ""
                 gone.append(Gone(uri=uri, version=version.version, bytes=version.bytes, sha256=known))
+        # Where the store keeps no versions, writing the page again is its end.
+        pages = [version for version in versions(self._page) if version.version not in ("", "null")]
+        gone += [Gone(uri=self._page, version=page.version, bytes=page.bytes, sha256="") for page in pages]
         return tuple(gone)
 
     def _index_parts(self) -> Iterator[str]:
@@ -222,10 +235,12 @@ class Erasing:
                 if not self._stays(swap, version):
                     remove(version)
             uploads += abort_uploads(swap.old.uri)
-        shards = {swap.old.uri for swap in self.swaps}
-        for uri in dict.fromkeys(item.uri for item in planned if item.uri not in shards):
-            for version in versions(uri):
-                remove(version)
+        done = {self._page, *(swap.old.uri for swap in self.swaps)}
+        old = [
+            version for uri in dict.fromkeys(item.uri for item in planned if item.uri not in done) for version in versions(uri)
+        ]
+        for version in (*old, *self._old_pages()):
+            remove(version)
         return uploads
 
     def sweep(self, packed: PackedSource, gone: Sequence[Gone], stones: Tombstones) -> dict[str, int]:
@@ -239,14 +254,15 @@ class Erasing:
         """
         stays = {swap.target: swap for swap in self.swaps if swap.in_place}
         for uri in dict.fromkeys(item.uri for item in gone):
-            left = [version for version in versions(uri) if not (uri in stays and self._stays(stays[uri], version))]
+            found = self._old_pages() if uri == self._page else versions(uri)
+            left = [version for version in found if not (uri in stays and self._stays(stays[uri], version))]
             if left:
                 raise IntegrityError(f"{uri}: still there after it was removed", "run the same command again")
         parts = [dataclasses.replace(ref, uri=join(self.source_folder, ref.uri)) for ref in packed.index]
-        found = count_listed(parts, stones, len(packed.classes))
-        if found:
+        listed = count_listed(parts, stones, len(packed.classes))
+        if listed:
             raise IntegrityError(
-                f"{self.source_folder}: {found} deleted images are still in the index", "run the same command again"
+                f"{self.source_folder}: {listed} deleted images are still in the index", "run the same command again"
             )
         rows = sum(shard.samples for shard in packed.shards)
         return {"objects": len({item.uri for item in gone}), "versions": len(gone), "index_rows": rows}

@@ -7,10 +7,14 @@ change are copied from the part that had them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -24,7 +28,7 @@ from pipeline.data.shards import Fault, Sample, read_shard
 from pipeline.decode import canonical, decode, digest, plain
 from pipeline.errors import DataError, IntegrityError, StorageError
 from pipeline.records import FileRef, ShardRef, record
-from pipeline.storage import exists, hash_file, join
+from pipeline.storage import exists, hash_file, is_s3, join
 
 __all__ = ["Index", "Member", "Part", "Progress", "build_index", "map_shards", "read_part", "sample_table"]
 
@@ -37,6 +41,8 @@ Answer = TypeVar("Answer")
 # A worker costs about half a second to start: below this many shards each, fewer workers are faster.
 SHARDS_PER_WORKER = 8
 HASHES_AT_ONCE = 16_000_000
+READINGS = 3
+MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 @record
@@ -135,12 +141,30 @@ def sample_table(samples: Sequence[Sample]) -> pa.Table:
     return pa.Table.from_pydict({**columns, "key_hash": [key_hash(sample.key) for sample in samples]}, schema=SCHEMA)
 
 
+def _read(shard: Listed, on_error: str) -> tuple[list[Sample], ShardRef, tuple[Fault, ...]]:
+    """Read a shard for the first time. There is no digest yet to compare its bytes with, but where an object was uploaded in
+    one part, S3 names it by its MD5, unless it is encrypted there: then two readings must agree.
+
+    Raises:
+        IntegrityError: the bytes are others each time.
+    """
+    etag = MD5.fullmatch(shard.stamp) if is_s3(shard.uri) else None
+    seen: set[str] = set()
+    for _ in range(READINGS):
+        mark = hashlib.md5(usedforsecurity=False)
+        found = read_shard(shard.uri, on_error=on_error, also=mark if etag else None)  # type: ignore[arg-type]
+        if etag is None or etag[1] == mark.hexdigest() or found[1].sha256 in seen:
+            return found
+        seen.add(found[1].sha256)
+    raise IntegrityError(f"{shard.uri}: other bytes at each of {READINGS} readings", "look at the network or the store")
+
+
 def _member(shard: Listed, task: _Task, row_group: int, old: _Old | None) -> tuple[Member, pa.Table | None]:
     """A shard's place in a part and its rows, copied where the shard did not change, else read."""
     if old is not None and old.member.listed == shard and not (old.member.faults and task.on_error == "stop"):
         rows = read_row_group(old.part.uri, old.part.sha256, old.member.row_group) if old.member.samples else None
         return dataclasses.replace(old.member, row_group=row_group if rows is not None else -1), rows
-    samples, ref, faults = read_shard(shard.uri, on_error=task.on_error)  # type: ignore[arg-type]
+    samples, ref, faults = _read(shard, task.on_error)
     rows = sample_table(samples) if samples else None
     _refuse_deleted(shard.uri, ((sample.key, sample.sha256) for sample in samples), task.refused, old)
     keys = KeysDigest()
@@ -291,19 +315,23 @@ def _workers(listed: Sequence[Listed]) -> int:
 
 
 def _refuse_twins(index: Index) -> None:
-    """DataError for a key in two shards. Hashes are compared in ranges, so that memory stays bounded."""
+    """DataError for a key in two shards. Hashes are compared range by range, so that memory stays bounded: they go to one
+    temporary file a range first, in one reading of the index."""
     samples = sum(member.samples for part in index.parts for member in part.members)
-    ranges = -(-samples // HASHES_AT_ONCE)
-    for number in range(ranges):
-        low, high = (number << 64) // ranges, ((number + 1) << 64) // ranges - 1
-        found: list[np.ndarray] = []
+    ranges = max(1, -(-samples // HASHES_AT_ONCE))
+    edges = np.array([(number << 64) // ranges for number in range(1, ranges)], dtype=np.uint64)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(ranges)]
         for part in index.parts:
-            hashes = read_columns(part.file.uri, part.file.sha256, ["key_hash"])[0]["key_hash"].to_numpy()
-            found.append(hashes[(hashes >= np.uint64(low)) & (hashes <= np.uint64(high))] if ranges > 1 else hashes)
-        together = np.sort(np.concatenate([np.empty(0, dtype=np.uint64), *found]))
-        twins = together[:-1][together[1:] == together[:-1]]
-        if len(twins):
-            _name_twins(index, set(twins.tolist()))
+            hashes = np.sort(read_columns(part.file.uri, part.file.sha256, ["key_hash"])[0]["key_hash"].to_numpy())
+            for file, some in zip(files, np.split(hashes, np.searchsorted(hashes, edges)), strict=True):
+                file.write(some.tobytes())
+        for file in files:
+            file.seek(0)
+            together = np.sort(np.frombuffer(file.read(), dtype=np.uint64))
+            twins = together[:-1][together[1:] == together[:-1]]
+            if len(twins):
+                _name_twins(index, set(twins.tolist()))
 
 
 def _name_twins(index: Index, hashes: set[int]) -> None:

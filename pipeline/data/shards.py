@@ -8,6 +8,7 @@ unpickled, extracted, opened or run by them. Whether an image can be decoded, an
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Literal
@@ -166,13 +167,16 @@ def _samples(tar: TarReader, uri: str) -> Iterator[Sample | Fault]:
         yield current.close(uri)
 
 
-def read_shard(uri: str, *, on_error: Literal["stop", "quarantine"] = "stop") -> tuple[list[Sample], ShardRef, tuple[Fault, ...]]:
+def read_shard(
+    uri: str, *, on_error: Literal["stop", "quarantine"] = "stop", also: hashlib._Hash | None = None
+) -> tuple[list[Sample], ShardRef, tuple[Fault, ...]]:
     """Read a whole shard once, hashing it and every image; any memory it takes is that of the answer.
 
     Args:
         uri: a local path or any fsspec URI.
         on_error: `stop` at the first fault, or `quarantine`: leave faulty samples out and list them. A shard that
             cannot be read to its end of archive (empty, truncated, damaged, packed, not a tar) is left out as a whole.
+        also: another hash that is fed all bytes.
 
     Returns:
         Its good samples in file order; the shard's digest, size and number of good samples; the faults, none under
@@ -185,7 +189,7 @@ def read_shard(uri: str, *, on_error: Literal["stop", "quarantine"] = "stop") ->
     """
     samples: list[Sample] = []
     faults: list[Fault] = []
-    with open_read(uri) as stream, TarReader(stream) as tar:
+    with open_read(uri) as stream, TarReader(stream, also) as tar:
         try:
             for found in _samples(tar, uri):
                 if isinstance(found, Sample):

@@ -50,10 +50,14 @@ class TarReader:
 
     While a member is the current one, `digest` or `content` may be called once to read it. Where the walk ends in a
     TarFault, `drain` reads the rest, so that `sha256` and `bytes` are those of the whole file in any case.
+
+    Args:
+        stream: the file.
+        also: another hash that is fed all bytes.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._sha = stream, hashlib.sha256()
+    def __init__(self, stream: BinaryIO, also: hashlib._Hash | None = None) -> None:
+        self._stream, self._sha, self._also = stream, hashlib.sha256(), also
         self.bytes = 0
         """Bytes read so far."""
         # The block at work, its first byte's place in the file, and the place in it that is read next.
@@ -173,6 +177,8 @@ class TarReader:
         # Remote streams may return less than they are asked for.
         while left and (part := self._stream.read(left)):
             self._sha.update(part)
+            if self._also is not None:
+                self._also.update(part)
             parts.append(part)
             left -= len(part)
         self.bytes += READ_BYTES - left

@@ -101,7 +101,7 @@ def test_ranges_come_by_one_signature_over_one_connection(server: Server) -> Non
     assert len(server.connections) == 1
 
 
-@pytest.mark.parametrize("fault", ["503", "500", "short", "drip"])
+@pytest.mark.parametrize("fault", ["503", "429", "short", "drip"])
 def test_what_passes_is_tried_again(server: Server, fault: str) -> None:
     server.faults = [fault]
     assert fetch(100, 9000, attempt=1.0) == CONTENT[100:9000]
@@ -114,6 +114,13 @@ def test_a_server_that_drips_is_given_up_in_time(server: Server) -> None:
     with pytest.raises(TimeoutError, match=r"no answer within 0\.5 s|timed out"):
         presigned.read_range(URI, 0, 1000, seconds=0.5)
     assert time.monotonic() - began < 1.5
+
+
+def test_a_store_that_stumbles_is_asked_by_s3fs_this_once(server: Server) -> None:
+    server.faults = ["500"]
+    assert fetch(0, 50) == CONTENT[:50]
+    assert fetch(50, 99) == CONTENT[50:99]
+    assert (len(server.signed), len(server.headed)) == (2, 1)
 
 
 @pytest.mark.parametrize("fault", ["400", "403", "307"])

@@ -104,3 +104,31 @@ def test_long_troubles_are_told_once(clock: Clock, caplog: pytest.LogCaptureFixt
         assert not caplog.records
         retrying(failing(40, ConnectionError("away")), what="s3://b/x", deadline_seconds=1e6)
     assert [record.getMessage().split(";")[0] for record in caplog.records] == ["s3://b/x: away"]
+
+
+def _fault(name: str, **fields: object) -> Exception:
+    return type(name, (Exception,), fields)("no")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _fault("NoCredentialsError"),
+        _fault("ClientAuthenticationError", status_code=401),
+        _fault("HttpResponseError", status_code=403),
+        _fault("ClientResponseError", status=403),
+        _fault("HttpError", code=401),
+        OSError("Forbidden: bucket/x"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_refusal_is_one_whatever_a_client_calls_it(clock: Clock, fault: Exception) -> None:
+    """Waiting does not make credentials right."""
+    with pytest.raises(PermissionError, match=type(fault).__name__):
+        retrying(failing(1, fault), what="gs://b/x", deadline_seconds=60)
+    assert not clock.pauses
+
+
+@pytest.mark.parametrize("fault", [_fault("HttpResponseError", status_code=503), _fault("HttpError", code=429)])
+def test_a_busy_store_is_no_refusal(clock: Clock, fault: Exception) -> None:
+    assert retrying(failing(2, fault), what="gs://b/x", deadline_seconds=60) == 3

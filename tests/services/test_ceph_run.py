@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.services
 SOURCE = Config(**{field: value for field, value in TINY["source"].items() if field != "component"})
 KEYS = frozenset(f"train-{number:06d}" for number in (0, 2, 6))
 """Forgotten one by one, besides class 1."""
+LOCKED = "tars/shard-000000.tar"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,33 +98,67 @@ def test_a_run_that_may_not_write_ends_at_its_start(run: Run, rgw: S3Store) -> N
     assert f"these credentials may not write to bucket '{run.bucket.name}'" in done.stderr and done.stderr.count("error:") == 1
 
 
-def test_an_erasure_waits_for_the_lock_and_leaves_a_proof(run: Run) -> None:
-    """Last: afterwards the run's images are gone."""
-    bucket, key = run.bucket, "tars/shard-000000.tar"
+def test_an_erasure_waits_for_the_lock(run: Run) -> None:
     until = datetime.now(UTC) + timedelta(days=1)
-    locked = {"Bucket": bucket.name, "Key": key, "BypassGovernanceRetention": True}
-    bucket.client.put_object_retention(**locked, Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until})
-    before = bucket.versions()
+    hold(run, until)
+    before = run.bucket.versions()
     refused = unlearn("erase", run.folder, "--yes")
     assert refused.returncode == 3
-    assert f"cannot erase before {str(until)[:19]}" in refused.stderr and f"{bucket.base}/{key}" in refused.stderr
-    assert bucket.versions() == before
-    until = datetime.now(UTC) + timedelta(seconds=2)
-    bucket.client.put_object_retention(**locked, Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until})
+    assert f"cannot erase before {str(until)[:19]}" in refused.stderr and f"{run.bucket.base}/{LOCKED}" in refused.stderr
+    assert run.bucket.versions() == before
+    hold(run, datetime.now(UTC) + timedelta(seconds=2))
     time.sleep(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Erased:
+    """What was there before the erasure, and what it said."""
+
+    run: Run
+    before: set[tuple[str, str]]
+    grids: tuple[bytes, ...]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def erased(run: Run) -> Erased:
+    """The run after `unlearn erase`: from here on, its images should be gone."""
+    grids = tuple(content for name, content in run.bucket.contents() if re.search(r"/evaluation/grid_\d", name))
+    before = run.bucket.versions()
     done = unlearn("erase", run.folder, "--yes")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"erased \d+ images: \d+ versions of files, .* are gone and were looked for again", done.stdout)
-    proof = json.loads(bucket.read(f"{run.folder.removeprefix(bucket.base + '/')}/erasure.json"))["erasure"]
+    return Erased(run, before, grids, done.stdout)
+
+
+def test_an_erasure_leaves_a_proof_and_no_image(erased: Erased) -> None:
+    bucket, folder = erased.run.bucket, erased.run.folder
+    assert re.search(r"erased \d+ images: \d+ versions of files, .* are gone and were looked for again", erased.said)
+    proof = json.loads(bucket.read(f"{folder.removeprefix(bucket.base + '/')}/erasure.json"))["erasure"]
     removed = {(item["uri"], item["version"]) for item in proof["removed"]}
-    assert {(f"{bucket.base}/{name}", version) for name, version in before if name == key} <= removed
-    left = bucket.versions()
-    assert not {version for _, version in removed} & {version for _, version in left}
+    assert {(f"{bucket.base}/{name}", version) for name, version in erased.before if name == LOCKED} <= removed
+    assert not {version for _, version in removed} & {version for _, version in bucket.versions()}
     forgotten = [item for item in build(SOURCE).training() if item.label == 1 or item.key in KEYS]
     assert proof["images"] == len(forgotten) > len(KEYS)
-    for name, version in left:
-        content = bucket.client.get_object(Bucket=bucket.name, Key=name, VersionId=version)["Body"].read()
+    for name, content in bucket.contents():
         assert not [item.key for item in forgotten if item.image in content or item.key.encode() in content], name
-    verified = unlearn("verify", run.folder)
+
+
+def test_an_erased_run_is_intact(erased: Erased) -> None:
+    verified = unlearn("verify", erased.run.folder)
     assert verified.returncode == 0, verified.stderr
     assert "were erased, and are gone" in verified.stdout
+
+
+def test_no_picture_of_a_deleted_image_is_left_in_older_versions(erased: Erased) -> None:
+    """The page holds the pictures of deleted images; it is made anew without them."""
+    assert erased.grids
+    pictures = [form for grid in erased.grids for form in (grid, base64.b64encode(grid))]
+    for name, content in erased.run.bucket.contents():
+        assert not [picture for picture in pictures if picture in content], name
+
+
+def hold(run: Run, until: datetime) -> None:
+    """Lock one of the shards that hold forgotten images until a time."""
+    bucket = run.bucket
+    retention = {"Mode": "GOVERNANCE", "RetainUntilDate": until}
+    bucket.client.put_object_retention(Bucket=bucket.name, Key=LOCKED, BypassGovernanceRetention=True, Retention=retention)

@@ -52,6 +52,12 @@ class Bucket:
         found = self.client.list_object_versions(Bucket=self.name)
         return {(e["Key"], e["VersionId"]) for kind in ("Versions", "DeleteMarkers") for e in found.get(kind, ())}
 
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Key and bytes of every version of every object."""
+        for entry in self.client.list_object_versions(Bucket=self.name).get("Versions", ()):
+            where = {"Bucket": self.name, "Key": entry["Key"], "VersionId": entry["VersionId"]}
+            yield entry["Key"], self.client.get_object(**where)["Body"].read()
+
     def uploads(self) -> list[str]:
         """Keys of unfinished uploads."""
         return sorted(entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ()))
