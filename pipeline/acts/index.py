@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline import component
-from pipeline.acts.progress import progress
 from pipeline.data.pack import pack
+from pipeline.data.progress import in_lines
 from pipeline.data.sources.base import ShardSource
 from pipeline.errors import ConfigError
 from pipeline.orders import IndexAnswer, IndexOrder
@@ -26,7 +26,9 @@ def run(order: IndexOrder) -> IndexAnswer:
     if tasks > 1 and not isinstance(source, ShardSource):
         raise ConfigError(f"source {order.source['component']}: packed by one task only", "leave --task out")
     name = order.source["component"]
-    packed, folder = pack(source, name=name, output=order.output, settings=order.shards, task=order.task, progress=progress())
+    packed, folder = pack(
+        source, name=name, output=order.output, settings=order.shards, task=order.task, progress=in_lines(print)
+    )
     if packed is None:
         return IndexAnswer(folder=folder, complete=False)
     return IndexAnswer(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import posixpath
 
-from pipeline.acts.progress import progress
 from pipeline.data.batch import Settings, Source, select
+from pipeline.data.progress import in_lines
 from pipeline.data.tombstones import Tombstones, write_tombstones
 from pipeline.orders import BatchOrder, TombstoneAnswer
 from pipeline.requests import batch_digest
@@ -23,12 +23,13 @@ def run(order: BatchOrder) -> TombstoneAnswer:
         DataError: a source that cannot be read.
     """
     config = order.config
-    packed, folder = packed_source(config, progress())
+    tell = in_lines(print)
+    packed, folder = packed_source(config, tell)
     # A search for near copies decodes every image. Tombstones must not wait for it where no request asks for them.
     wanted = any(request.copies == "include" for request in order.batch.requests)
     bits = config.shards.near_bits if wanted else None
     settings = Settings(near_bits=bits, max_pixels=config.images.max_pixels)
-    found = select(order.batch, Source(packed, folder), settings, progress=progress())
+    found = select(order.batch, Source(packed, folder), settings, progress=tell)
     stones = Tombstones(
         batch_digest=batch_digest(order.batch),
         source=posixpath.basename(folder),

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.copies import Copies, add_copies
-from pipeline.data.index import Progress
 from pipeline.data.likeness import hash_images
 from pipeline.data.pack import SAMPLES_PER_SHARD, PackedSource
+from pipeline.data.progress import Progress
 from pipeline.data.rows import read_row_group
 from pipeline.data.selection import Chosen, Wanted, choose, group_labels, refuse_unmatched, wanted_by
 from pipeline.records import FileRef, Group, RequestBatch, ShardRef

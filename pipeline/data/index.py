@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.listing import Listed, parts_of
+from pipeline.data.progress import Progress
 from pipeline.data.rows import SCHEMA, KeysDigest, key_hash, open_index, read_columns, read_row_group, write_index
 from pipeline.data.shards import Fault, Sample, read_shard
 from pipeline.decode import canonical, decode, digest, plain
@@ -30,10 +31,7 @@ from pipeline.errors import DataError, IntegrityError, StorageError
 from pipeline.records import FileRef, ShardRef, record
 from pipeline.storage import exists, hash_file, is_s3, join
 
-__all__ = ["Index", "Member", "Part", "Progress", "build_index", "map_shards", "read_part", "sample_table"]
-
-Progress = Callable[[str, int], None]
-"""Called with what is being done and how many samples are done so far."""
+__all__ = ["Index", "Member", "Part", "build_index", "map_shards", "read_part", "sample_table"]
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.data.index import Progress, map_shards
+from pipeline.data.index import map_shards
+from pipeline.data.progress import Progress
 from pipeline.data.rows import read_row_group
 from pipeline.decode import digest
 from pipeline.errors import IntegrityError, StorageError

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.config import ShardsConfig
-from pipeline.data.index import Index, Progress, build_index, read_part
+from pipeline.data.index import Index, build_index, read_part
 from pipeline.data.listing import Listed, list_shards, listing_digest
+from pipeline.data.progress import Progress
 from pipeline.data.rows import read_columns
 from pipeline.data.shards import Fault
 from pipeline.data.sources.base import ImageSource, ShardSource, SourceImage

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from pipeline.data.batch import Settings, Source, select
 from pipeline.data.cut import Cut, Piece, Taken, cut_shards, write_forget_shards
-from pipeline.data.index import Progress
 from pipeline.data.pack import PackedSource
+from pipeline.data.progress import Progress
 from pipeline.data.rows import RUN_SCHEMA, KeysDigest, keys_digest, write_index
 from pipeline.data.selection import Chosen
 from pipeline.decode import digest

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 
 from pipeline import component
 from pipeline.config import RunConfig
 from pipeline.data.batch import Settings
-from pipeline.data.index import Progress
 from pipeline.data.pack import PackedSource, pack
 from pipeline.data.partition import COPIES, RUN_INDEX, partition
+from pipeline.data.progress import Progress, in_lines
 from pipeline.decode import canonical, decode
 from pipeline.errors import IntegrityError
 from pipeline.records import Manifest, RequestBatch, ShardRef
@@ -23,24 +22,7 @@ __all__ = ["packed_source", "run"]
 log = logging.getLogger("unlearn")
 
 BATCH = "shards/batch.json"
-LOG_SECONDS = 2.0
 QUARANTINE_SHOWN = 20
-
-
-def _progress() -> Progress:
-    """Log lines with the rate of the present act, at most one in two seconds."""
-    started: dict[str, float] = {}
-    last = 0.0
-
-    def tell(act: str, done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        begun = started.setdefault(act, now)
-        if now - last >= LOG_SECONDS and now > begun:
-            log.info("shard: %s: %d images, %.0f images/s", act, done, done / (now - begun))
-            last = now
-
-    return tell
 
 
 def _new_shards(manifest: Manifest) -> tuple[ShardRef, ...]:
@@ -67,7 +49,7 @@ def run(job: Job) -> Result:
     """
     where = job.path(BATCH)
     batch = decode(RequestBatch, json.loads(read_bytes(where)), where=where, error=IntegrityError)
-    tell = _progress()
+    tell = in_lines(lambda line: log.info("shard: %s", line))
     packed, source_folder = packed_source(job.config, tell)
     for fault in packed.quarantine[:QUARANTINE_SHOWN]:
         log.warning("shard: set aside: %s: %s: %s", fault.uri, fault.key, fault.reason)
