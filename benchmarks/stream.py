@@ -108,8 +108,8 @@ def loaders(corpus: Corpus, segments: list[Segment], given: argparse.Namespace) 
 
 
 @contextmanager
-def paced(folder: str, delay_ms: float, megabits: float) -> Iterator[None]:
-    """A bucket at a distance; s3fs is told of it by the environment."""
+def paced(folder: str, delay_ms: float, megabits: float) -> Iterator[int]:
+    """A bucket at a distance, as a process whose number is given; s3fs is told of it by the environment."""
     command = [sys.executable, str(Path(__file__).with_name("paced_store.py")), folder]
     command += ["--delay-ms", str(delay_ms), "--megabits", str(megabits)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -117,9 +117,15 @@ def paced(folder: str, delay_ms: float, megabits: float) -> Iterator[None]:
         os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.stdout.readline().strip()}")
         os.environ.update(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_EC2_METADATA_DISABLED="true")
         try:
-            yield
+            yield server.pid
         finally:
             server.terminate()
+
+
+def _used(process: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _web_over_s3(corpus: Corpus, batch: int, workers: int) -> webdataset.WebLoader:
@@ -145,11 +151,18 @@ def distant(segments: list[Segment]) -> list[Segment]:
 def bucket(corpus: Corpus, segments: list[Segment], given: argparse.Namespace) -> str:
     """The table of bucket and folder."""
     far = distant(segments)
-    with paced(str(Path(corpus.tars[0]).parent), given.delay_ms, given.megabits):
+    with paced(str(Path(corpus.tars[0]).parent), given.delay_ms, given.megabits) as store:
         here, there = (Passes(open_stream(where, given.batch, given.workers)) for where in (segments, far))
         peer = _web_over_s3(corpus, given.batch, given.workers)
         names = ["this stream, local files", "this stream, bucket", "webdataset over s3fs, our decoder, uint8"]
-        acts = dict(zip(names, (here.seconds, there.seconds, lambda: _peer_seconds(corpus, peer)), strict=True))
+        taken: list[float] = []
+
+        def from_bucket() -> float:
+            before, seconds = _used(store), there.seconds()
+            taken.append(100 * (_used(store) - before) / seconds / len(os.sched_getaffinity(0)))
+            return seconds
+
+        acts = dict(zip(names, (here.seconds, from_bucket, lambda: _peer_seconds(corpus, peer)), strict=True))
         found = rounds(acts, given.rounds)
         here.stream.close()
         there.stream.close()
@@ -159,7 +172,7 @@ def bucket(corpus: Corpus, segments: list[Segment], given: argparse.Namespace) -
     rows += [[name, spread(values), ratio(rates[names[1]], values)] for name, values in rates.items()]
     best = [min(value, link) for value in rates[names[0]]]
     rows.append([f"lesser of local files and the link ({link:.0f} images/s)", spread(best), ratio(rates[names[1]], best)])
-    return table(*rows)
+    return f"{table(*rows)}\n\nThe store itself took {spread(taken, digits=1)} % of the cores while this stream read from it."
 
 
 def resume(corpus: Corpus, segments: list[Segment], given: argparse.Namespace) -> str:

@@ -75,7 +75,7 @@ def _read(log: Path) -> dict[int, tuple[int, list[str]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shards", "worlds"), [(1, (2, 3, 1)), (7, (4, 1, 2)), (1000, (3, 4, 2))])
+@pytest.mark.parametrize(("shards", "worlds"), [(1, (2, 1)), (7, (1, 2)), (1000, (3, 4, 2))])
 def test_killed_at_random_and_gone_on_at_another_world_size_every_key_is_read_as_promised(
     tmp_path: Path, shards: int, worlds: tuple[int, ...]
 ) -> None:
