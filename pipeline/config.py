@@ -8,6 +8,7 @@ sections it depends on, so changing the report does not train a model again.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -250,6 +251,18 @@ def _assignments(overrides: list[str]) -> dict[str, Any]:
     return result
 
 
+def _refuse_not_finite(value: Any, where: str) -> None:
+    """ConfigError for `.nan` and `.inf`, which YAML knows and JSON does not; no field means anything by them."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_not_finite(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_not_finite(item, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value} is not a finite number", "write a number")
+
+
 def packaged_section(group: str, value: Any, where: str) -> dict[str, Any]:
     """A part's section with the packaged file's fields below the run's own."""
     if isinstance(value, str):
@@ -257,6 +270,7 @@ def packaged_section(group: str, value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not isinstance(value.get("component"), str):
         raise ConfigError(f"{where}: {group}: no part named", f"write {group}: NAME, or a mapping with component: NAME")
     name, files = value["component"], packaged(group)
+    _refuse_not_finite(value, f"{where}: {group}")
     if name in files:
         base = {"component": name, **_read_yaml(str(files[name]))}
         return _merge(base, {key: item for key, item in value.items() if key != "component"})

@@ -125,3 +125,10 @@ def test_a_digest_sees_only_its_sections(tmp_path: Path) -> None:
     one, other = resolve(file), resolve(file, ["evaluation.bootstrap=7"])
     assert section_digest(one, ("model", "train")) == section_digest(other, ("model", "train"))
     assert section_digest(one, ("evaluation",)) != section_digest(other, ("evaluation",))
+
+
+@pytest.mark.parametrize("text", ["source.per_class=.nan", "source.classes=[a, .inf]", "method.ascent.learning_rate=-.inf"])
+def test_numbers_that_are_not_finite_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a finite number") as caught:
+        resolve("clipart", [text])
+    assert text.partition("=")[0].rpartition(".")[2] in caught.value.message
