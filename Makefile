@@ -50,6 +50,7 @@ clean:
 
 # Another loader to compare with. Its dependencies would bring a torchvision that does not fit torch, and it works without.
 .venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c .ci/constraints.txt boto3 filelock requests
 	$(BIN)/python -m pip install --quiet --no-deps litdata==0.2.76 lightning-utilities==0.15.3 obstore==0.12.1 tifffile==2026.3.3
 	touch $@
 
