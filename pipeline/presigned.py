@@ -1,8 +1,9 @@
 """Ranges of S3 objects over plain HTTP: s3fs signs an address, and the body goes from the socket into one buffer.
 
 Beside threads that decode, a body that passes through the event loop of s3fs costs two to four times the processor time of one
-that does not, and the decoders wait for it. So it only signs, once for many requests. Whatever is unusual (an answer that is not the range, a proxy, own
-certificates, encryption by the customer's key) is left to s3fs, whose errors are the ones that are translated.
+that does not, and the decoders wait for it. So it only signs, once for many requests. Whatever is unusual (an answer that is
+not the range, a proxy, own certificates, encryption by the customer's key) is left to s3fs, whose errors are the ones that are
+translated.
 """
 
 from __future__ import annotations
