@@ -40,7 +40,7 @@ def _rows(run: Path, seed: int) -> list[str]:
     report = {e["subject"]: e["results"] for e in json.loads((run / "evaluation.json").read_text())["evaluations"]}
     calibration = json.loads((run / "calibration.json").read_text())
     phases = {name: json.loads((run / "phases" / f"{name}.json").read_text()) for name in ("forget", "retain", "retrain")}
-    guarded = json.loads((run / "receipts" / "retain.json").read_text())["receipt"]["facts"]["guarded"]
+    guarded = json.loads((run / "receipts" / "retain.json").read_text())["receipt"]["facts"]["reads_forget"]
     spent = calibration["sample_gradients"] + phases["forget"]["sample_gradients"] + phases["retain"]["sample_gradients"]
 
     def find(subject: str, name: str, split: str, group: str) -> dict:

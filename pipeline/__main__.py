@@ -50,7 +50,8 @@ def _check(file: str) -> None:
         component.build("model", config.model)
     component.build("task", config.task)
     component.decode_config("source", config.source)
-    component.decode_config("method", config.method)
+    for section in (config.method, *config.methods.values()):
+        component.decode_config("method", section)
 
 
 def _act(name: str, file: str) -> None:
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> int:
             _check(place)
         elif name in ACTS:
             _act(name, place)
-        elif name in {spec.name for spec in CHAIN}:
+        elif name.partition(".")[0] in {spec.name for spec in CHAIN}:
             _run(name, place)
         else:
             raise ConfigError(f"no stage is called '{name}'", known)

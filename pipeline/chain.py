@@ -20,6 +20,7 @@ __all__ = [
     "chain_for",
     "config_digest",
     "current_receipt",
+    "for_variant",
     "inputs_of",
     "read_receipt",
     "stage",
@@ -31,17 +32,22 @@ _MODEL = ("model", "task", "images", "stream", "engine", "seed")
 
 @record
 class StageSpec:
-    """One link: which stages it reads, which configuration it depends on, and how many processes it wants."""
+    """One link: which stages it reads, which configuration it depends on, and how many processes it wants.
+
+    `module` does the work; in a comparison `variant` is the method that it works for, and `name` is MODULE.VARIANT.
+    """
 
     name: str
     title: str
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     distributed: bool
+    module: str
+    variant: str = ""
 
 
 def _spec(name: str, title: str, needs: str, sections: tuple[str, ...], distributed: bool = True) -> StageSpec:
-    return StageSpec(name=name, title=title, needs=tuple(needs.split()), sections=sections, distributed=distributed)
+    return StageSpec(name=name, title=title, needs=tuple(needs.split()), sections=sections, distributed=distributed, module=name)
 
 
 CHAIN: tuple[StageSpec, ...] = (
@@ -49,9 +55,9 @@ CHAIN: tuple[StageSpec, ...] = (
     _spec("train", "the original model, on all training images", "shard", (*_MODEL, "train", "original")),
     _spec("retrain", "the reference, on retained images only", "shard", (*_MODEL, "train", "reference")),
     _spec("calibrate", "the out-of-distribution level of each group", "shard train", (*_MODEL, "train", "method")),
-    _spec("forget", "phase 1: gradient ascent on forget shards", "shard train calibrate", (*_MODEL, "method")),
-    _spec("retain", "phase 2: ZeRO fine-tuning on retain shards", "shard calibrate forget", (*_MODEL, "train", "method")),
-    _spec("evaluate", "four splits, three models", "shard train retrain calibrate retain", (*_MODEL, "evaluation")),
+    _spec("forget", "phase 1: gradient ascent on forget shards", "shard train calibrate", (*_MODEL, "train", "method")),
+    _spec("retain", "phase 2: ZeRO fine-tuning on retain shards", "shard train calibrate forget", (*_MODEL, "train", "method")),
+    _spec("evaluate", "four splits, each model", "shard train retrain calibrate forget retain", (*_MODEL, "evaluation")),
     _spec(
         "release",
         "weights, card, report",
@@ -60,14 +66,47 @@ CHAIN: tuple[StageSpec, ...] = (
         False,
     ),
 )
+_SPECS = {spec.name: spec for spec in CHAIN}
+_PHASES = {"calibrate": "calibration", "forget": "forget", "retain": "retain"}
+"""Stages that a method decides on, and the part of its section that asks for them."""
+
+
+def for_variant(config: RunConfig, variant: str) -> RunConfig:
+    """The configuration as a stage of this variant sees it: `method` is the variant's."""
+    return dataclasses.replace(config, method=config.methods[variant]) if variant else config
+
+
+def _unlearning(config: RunConfig, variant: str) -> list[StageSpec]:
+    """The stages of one method: the parts that its section names."""
+    section = for_variant(config, variant).method
+    return [_of_variant(_SPECS[name], variant) for name, part in _PHASES.items() if section.get(part) is not None]
+
+
+def _of_variant(spec: StageSpec, variant: str) -> StageSpec:
+    """A stage of one method, in a comparison under the method's name."""
+    if not variant:
+        return spec
+    needs = tuple(f"{name}.{variant}" if name in _PHASES else name for name in spec.needs)
+    return dataclasses.replace(
+        spec, name=f"{spec.name}.{variant}", title=f"{variant}: {spec.title}", needs=needs, variant=variant
+    )
 
 
 def chain_for(config: RunConfig) -> tuple[StageSpec, ...]:
-    """The stages of a run, in order: without `retrain`, and nothing reading it, where no reference is wanted."""
-    if config.reference != "none":
-        return CHAIN
-    kept = (spec for spec in CHAIN if spec.name != "retrain")
-    return tuple(dataclasses.replace(spec, needs=tuple(n for n in spec.needs if n != "retrain")) for spec in kept)
+    """The stages of a run, in order; each needs only stages that the run has.
+
+    Without `retrain` where no reference is wanted; of the unlearning stages those that the method's section names; for a
+    comparison those of every method, one evaluation of all, and no release.
+    """
+    variants = list(config.methods) or [""]
+    chain = [_SPECS["shard"], _SPECS["train"], *([_SPECS["retrain"]] if config.reference != "none" else [])]
+    phases = [spec for variant in variants for spec in _unlearning(config, variant)]
+    evaluate = _SPECS["evaluate"]
+    if config.methods:
+        evaluate = dataclasses.replace(evaluate, needs=(*evaluate.needs, *(spec.name for spec in phases)))
+    chain += [*phases, evaluate, *([] if config.methods else [_SPECS["release"]])]
+    names = {spec.name for spec in chain}
+    return tuple(dataclasses.replace(spec, needs=tuple(need for need in spec.needs if need in names)) for spec in chain)
 
 
 def stage(name: str, config: RunConfig) -> StageSpec:
@@ -77,7 +116,7 @@ def stage(name: str, config: RunConfig) -> StageSpec:
 
 def config_digest(config: RunConfig, spec: StageSpec) -> str:
     """Digest of the configuration that the stage depends on."""
-    return section_digest(config, spec.sections)
+    return section_digest(for_variant(config, spec.variant), spec.sections)
 
 
 def _receipt_uri(folder: str, name: str) -> str:

@@ -207,6 +207,8 @@ class RunConfig:
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     launch: LaunchConfig = LaunchConfig()
+    methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Methods that `unlearn compare` sets side by side, by name; empty: `method` alone."""
     embedded_requests: tuple[Mapping[str, Any], ...] = ()
     """Requests written in the run file itself; set by `requests: [...]`."""
 
@@ -272,7 +274,7 @@ def packaged_section(group: str, value: Any, where: str) -> dict[str, Any]:
     name, files = value["component"], packaged(group)
     _refuse_not_finite(value, f"{where}: {group}")
     if name in files:
-        base = {"component": name, **_read_yaml(str(files[name]))}
+        base = {"component": name, **_read_yaml(str(files[name]))}  # a size of a model names its component
         return _merge(base, {key: item for key, item in value.items() if key != "component"})
     if "." not in name:
         raise ConfigError(f"{where}: {group}: no {group} is called '{name}'", closest(name, list(files)))

@@ -21,6 +21,7 @@ from pipeline.data.order import Order
 from pipeline.data.reader import ImageReader
 from pipeline.data.rows import KeysDigest
 from pipeline.data.samples import Samples, read_samples
+from pipeline.draws import draws_of_rows
 from pipeline.errors import DataError
 from pipeline.records import Coverage, record
 
@@ -38,7 +39,7 @@ class Batch:
 
     images: uint8 [n, H, W, C], valid until two more batches were asked for · groups, labels: int64 [n], -1 for none ·
     weights: fp32 [n], 0 or 1 · rows, keys: positions and keys of the samples, int64 [m], without padding · skipped: how many
-    of the m have a tombstone
+    of the m have a tombstone · draws: int64 [n], from which all randomness of a sample at this step is made
     """
 
     images: np.ndarray
@@ -48,6 +49,7 @@ class Batch:
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
     keys: Sequence[str] = ()
     skipped: int = 0
+    draws: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 class _Tally:
@@ -106,7 +108,7 @@ class Stream:
         counts, sizes = [segment.samples for segment in segments], [segment.bytes for segment in segments]
         self.order = Order(counts, sizes, batch_size=batch_size, seed=seed, config=order)
         self.batch_size, self.steps_per_pass = self.order.batch_size, self.order.steps_per_pass
-        self.reader, self._salt, self._tombstones = reader, salt, tombstones
+        self.reader, self._salt, self._tombstones, self._seed = reader, salt, tombstones, seed
         self._ahead = Ahead(reader, self.order, rank=rank, world_size=world_size)
         self.seen = 0
         """Samples handed out and counted, skipped ones included."""
@@ -119,19 +121,21 @@ class Stream:
         Raises:
             UnlearnError: a sample cannot be read, is not what the index recorded, or is unreadable; names shard and key.
         """
-        return self._batch(self._ahead.get(step))
+        return self._batch(self._ahead.get(step), step)
 
-    def _batch(self, made: Made) -> Batch:
+    def _batch(self, made: Made, step: int) -> Batch:
         size, count = len(made.images), len(made.items)
         rows = np.empty(count, dtype=np.int64)
         groups, labels = np.full((2, size), -1, dtype=np.int64)
         weights = (np.arange(size) < count).astype(np.float32)
         keys = [""] * count
+        draws = np.zeros(size, dtype=np.int64)
         for place, piece, position in made.items:
             found, row = piece.rows, position - piece.position
             assert found is not None  # it was decoded
             rows[place], groups[place], labels[place] = position, found.group[row], found.label[row]
             keys[place] = found.keys[row]
+        draws[:count] = draws_of_rows(rows, self._seed, step)
         if self._tombstones is not None:
             dead = self._tombstones()
             skipped = [place for place, key in enumerate(keys) if hashlib.sha256(key.encode()).digest() in dead]
@@ -145,6 +149,7 @@ class Stream:
             labels=labels,
             keys=keys,
             skipped=count - int(weights.sum()),
+            draws=draws,
         )
 
     def count(self, batch: Batch) -> None:

@@ -30,15 +30,16 @@ Scores = Mapping[str, Mapping[Place, Mapping[str, Floats]]]
 """subject -> (split, group) -> metric -> float64 [N]. The N of a place and its images are the same for all subjects."""
 
 
-def summarise(scores: Scores, places: list[Place], resampling: Resampling) -> Evaluations:
+def summarise(scores: Scores, places: list[Place], resampling: Resampling, subjects: tuple[str, ...] = SUBJECTS) -> Evaluations:
     """All figures of all subjects.
 
     Args:
         scores: per-image scores. A subject that is absent gets figures without value and a note; so does an empty split.
         places: splits and groups in the order to report.
         resampling: how intervals are made.
+        subjects: what to report on, in order.
     """
-    return Evaluations(evaluations=tuple(_of_subject(name, scores, places, resampling) for name in SUBJECTS))
+    return Evaluations(evaluations=tuple(_of_subject(name, scores, places, resampling) for name in subjects))
 
 
 def _of_subject(subject: str, scores: Scores, places: list[Place], resampling: Resampling) -> Evaluation:

@@ -7,16 +7,15 @@ same completion; a guard that holds the forget loss near lambda during retention
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
-import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
 from pipeline.config import NotNegative, NotNegativeFloat, Positive, PositiveFloat
 from pipeline.data.stream import Batch
-from pipeline.methods.base import LossContext, Losses, group_means, plain_loss
+from pipeline.methods.base import LossContext, Losses, PhasePlan, group_means, mean_loss, plain_loss
 from pipeline.records import record
 
 __all__ = ["AscentConfig", "CalibrationConfig", "Config", "Decouple", "RetentionConfig", "build"]
@@ -89,7 +88,7 @@ class Config:
     retention: Literal["guarded", "plain"] = "guarded"
     """`guarded` reads forget images during phase 2, which excludes a certificate; `plain` reads retained ones only."""
     calibration: CalibrationConfig = CalibrationConfig()
-    ascent: AscentConfig = AscentConfig()
+    forget: AscentConfig = AscentConfig()
     retain: RetentionConfig = RetentionConfig()
 
 
@@ -125,17 +124,42 @@ class Decouple:
         """Phase 2, guarded: L_retain + beta * sum over g of |mean forget loss of g - lambda_g|, both sides."""
         retained, forgotten = batch
         losses, guarded = self._context.per_sample(model, retained, forgotten)
-        weight = self._context.weights(retained)
-        summed = self._context.sum(torch.stack([(losses.detach() * weight).sum(), weight.sum()]))
-        total = (losses * weight).sum() * (self._context.world_size / float(summed[1]))
+        total, mean, count = mean_loss(losses, retained, self._context)
         guard, measures, samples = self._hold(guarded, forgotten)
-        measures = {"retain_loss": float(summed[0] / summed[1]), **measures}
-        return Losses(total=total + self.config.retain.guard_weight * guard, measures=measures, samples=int(summed[1]) + samples)
+        total = total + self.config.retain.guard_weight * guard
+        return Losses(total=total, measures={"retain_loss": mean, **measures}, samples=count + samples)
 
-    def retention(self) -> tuple[Callable[[nn.Module, Any], Losses], bool]:
-        """Phase 2's loss, and whether it reads forget images."""
+    def forgetting(self) -> PhasePlan:
+        """Phase 1: ascent until each group has reached its lambda."""
+        ascent = self.config.forget
+        return PhasePlan(
+            loss=self.forget_loss,
+            reads=("forget",),
+            batch_sizes=(ascent.batch_size,),
+            learning_rate=ascent.learning_rate,
+            decay=False,
+            clip=ascent.clip,
+            passes=ascent.passes,
+            bounds={f"forget_loss_{n}": ascent.runaway * level for n, level in enumerate(self._levels) if level is not None},
+            levels=self._levels,
+            reached=ascent.reached,
+            retain_floor=ascent.retain_floor,
+            probe_steps=ascent.probe_steps,
+        )
+
+    def retention(self) -> PhasePlan:
+        """Phase 2; it reads forget images where it is guarded and a group is there to guard."""
+        retain = self.config.retain
         guarded = self.config.retention == "guarded" and any(level is not None for level in self._levels)
-        return (self.retain_loss, True) if guarded else (plain_loss(self._context), False)
+        return PhasePlan(
+            loss=self.retain_loss if guarded else plain_loss(self._context),
+            reads=("retain", "forget") if guarded else ("retain",),
+            batch_sizes=(retain.batch_size, retain.guard_batch_size) if guarded else (retain.batch_size,),
+            learning_rate=retain.learning_rate,
+            warmup_steps=retain.warmup_steps,
+            clip=retain.clip,
+            share=retain.share,
+        )
 
 
 def build(config: Config, levels: Sequence[float | None], context: LossContext) -> Decouple:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
-from pipeline.models.base import ImageModel, paste
+from pipeline.models.base import ImageModel, Want, paste
 from pipeline.records import record
 
 __all__ = ["Autoencoder", "Config", "build"]
@@ -51,23 +51,40 @@ class Autoencoder(ImageModel):
         for before, after in pairwise(widths[::-1]):
             up += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)]
             up += [nn.GroupNorm(8, after), nn.SiLU()] if after != config.channels else []
-        self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
+        self.down, self.up = nn.Sequential(*down), nn.Sequential(*up)
         self.squeeze, self.expand = nn.Linear(flat, config.latent), nn.Linear(config.latent, flat)
 
-    def _answer(self, visible_BCHW: Tensor) -> Tensor:
-        code = self.squeeze(self.encoder(visible_BCHW.to(self.squeeze.weight.dtype)).flatten(1))
-        cells = functional.silu(self.expand(code)).unflatten(1, self.cells)
-        return torch.sigmoid(self.decoder(cells).float())
+    def _code(self, visible_BCHW: Tensor) -> Tensor:
+        code: Tensor = self.squeeze(self.down(visible_BCHW.to(self.squeeze.weight.dtype)).flatten(1))
+        return code
 
-    def forward(self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor) -> Tensor:
-        """Mean squared error in the region, fp32 [B]."""
-        squared = (self._answer(visible_BCHW) - target_BCHW).square().mean(dim=1, keepdim=True)
+    def _answer(self, visible_BCHW: Tensor) -> Tensor:
+        code = self._code(visible_BCHW)
+        cells = functional.silu(self.expand(code)).unflatten(1, self.cells)
+        return torch.sigmoid(self.up(cells).float())
+
+    def forward(
+        self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
+    ) -> Tensor:
+        """Mean squared error in the region; the bottleneck vector as features; the whole answer as prediction."""
+        if want == "features":
+            return self._code(visible_BCHW).float()
+        answer = self._answer(visible_BCHW)
+        return answer if want == "prediction" else self.distance(answer, target_BCHW, region_B1HW)
+
+    def distance(self, prediction: Tensor, other: Tensor, region_B1HW: Tensor) -> Tensor:
+        """Mean squared difference of images in the region, fp32 [B]."""
+        squared = (prediction - other).square().mean(dim=1, keepdim=True)
         weight = region_B1HW.float()
         return (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
-    def complete(self, visible_BCHW: Tensor, region_B1HW: Tensor) -> Tensor:
+    def complete(self, visible_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor) -> Tensor:
         """The region filled in; see `ImageModel.complete`."""
         return paste(self._answer(visible_BCHW), visible_BCHW, region_B1HW)
+
+    def encoder(self) -> tuple[nn.Module, ...]:
+        """The convolutions and the layer that squeezes them."""
+        return self.down, self.squeeze
 
     def bottleneck(self) -> tuple[nn.Module, ...]:
         """The two dense layers around the vector."""

@@ -38,7 +38,7 @@ class Evidence:
 
     config: RunConfig
     manifest: Manifest
-    calibration: Calibration
+    calibration: Calibration | None
     evaluations: Evaluations
     phases: Mapping[str, PhaseOutcome]
     receipts: Mapping[str, Receipt]
@@ -54,7 +54,7 @@ def build_facts(evidence: Evidence) -> dict[str, Any]:
         "name": config.name,
         "asked": _asked(manifest),
         "done": _done(evidence),
-        "levels": [plain(level) for level in evidence.calibration.levels],
+        "levels": [plain(level) for level in evidence.calibration.levels] if evidence.calibration else [],
         "splits": dict(SPLITS),
         "table": _table(evidence.evaluations),
         "distance": _distance(evidence.evaluations),
@@ -95,8 +95,8 @@ def _asked(manifest: Manifest) -> dict[str, Any]:
 
 def _done(evidence: Evidence) -> dict[str, Any]:
     # What was done counts, not what was asked for: with no group left to forget, a guarded run reads no forget image.
-    guarded = bool(evidence.receipts["retain"].facts["guarded"])
-    excludes = "a guard reads forget images during retention, which excludes the certified route" if guarded else ""
+    guarded = "retain" in evidence.receipts and bool(evidence.receipts["retain"].facts["reads_forget"])
+    excludes = "phase 2 reads forget images, which excludes the certified route" if guarded else ""
     return {
         "component": {part: getattr(evidence.config, part)["component"] for part in ("source", "model", "task", "method")},
         "retention": {"mode": "guarded" if guarded else "plain", "excludes": excludes},
@@ -205,7 +205,7 @@ def _provenance(evidence: Evidence) -> dict[str, Any]:
     ]
     return {
         "weights": {"sha256": evidence.weights.sha256, "bytes": evidence.weights.bytes},
-        "parameters": evidence.phases["retain"].parameters,
+        "parameters": max((item.parameters for item in evidence.phases.values()), default=0),
         "source_digest": evidence.manifest.source_digest,
         "manifest_digest": digest(evidence.manifest),
         "splits": {split.name: split.keys_digest for split in evidence.manifest.splits},

@@ -72,7 +72,7 @@ class Calibrator:
 
 def run(job: Job) -> Result:
     """Measure the original, train a shadow if a class needs one, and publish `calibration.json`."""
-    phase = Phase(job, "calibrate")
+    phase = Phase(job, job.spec.module)
     config = component.decode_config("method", job.config.method)
     original = phase.loaded("train", "original")
     calibrator = Calibrator(phase, original, config.calibration.samples)
@@ -87,23 +87,20 @@ def run(job: Job) -> Result:
     )
     if job.first:
         record = Calibration(levels=levels, retain_error=retain_error, sample_gradients=state.sample_gradients)
-        publish_bytes(job.path("calibration.json"), canonical(record))
+        publish_bytes(job.path(job.own("calibration.json")), canonical(record))
     reason = "shadow trained" if shadow else "no shadow needed"
     if already := [level.group for level in levels if level.already_unseen]:
         reason += f"; already unseen to the original: {', '.join(already)}"
     outcome = phase.finish(state, reason)
     files = phase.outputs() if shadow else phase.outputs()[:1]
-    return Result(outputs=("calibration.json", *files), facts=phase.facts(outcome))
+    return Result(outputs=(job.own("calibration.json"), *files), facts=phase.facts(outcome))
 
 
 def _shadow(phase: Phase, model: ImageModel, calibrator: Calibrator, share: float) -> tuple[TrainState, Measured]:
     """Reset the bottleneck, train on retained images for `share` of retraining, and measure."""
     torch.manual_seed(phase.seed)
     for part in model.bottleneck():
-        for module in part.modules():
-            reset: Any = getattr(module, "reset_parameters", None)
-            if reset is not None:
-                reset()
+        model.reset(part)
     settings = phase.job.config.train
     feed = phase.feed(model, (phase.samples("retain"), settings.batch_size))
     steps = max(1, round(share * retrain_steps(phase.job, phase.manifest)))

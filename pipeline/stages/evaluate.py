@@ -21,6 +21,7 @@ from pipeline.data.samples import read_samples
 from pipeline.data.stream import ImageReader, to_tensor
 from pipeline.data.tasks.base import Task
 from pipeline.decode import canonical
+from pipeline.draws import draws_of_rows
 from pipeline.engine.checkpoint import load_weights
 from pipeline.engine.distributed import ProcessGroup, group
 from pipeline.errors import CheckpointError, StorageError
@@ -28,7 +29,7 @@ from pipeline.evaluation.base import Floats, Resampling
 from pipeline.evaluation.grid import draw
 from pipeline.evaluation.paired import METRICS, score
 from pipeline.evaluation.splits import SOURCES, Slice, choose
-from pipeline.evaluation.summary import SUBJECTS, Place, summarise
+from pipeline.evaluation.summary import REFERENCE, Place, summarise
 from pipeline.models.base import ImageModel
 from pipeline.records import FileRef, Group
 from pipeline.stages.runner import Job, Result, read_manifest
@@ -38,8 +39,7 @@ __all__ = ["run"]
 
 log = logging.getLogger("unlearn")
 
-WRITERS = {"original": "train", "retrained": "retrain", "unlearned": "retain"}
-"""The stage that publishes each subject's weights."""
+ROW_NAMES = {"original": "before", "unlearned": "after"}
 
 Measured = dict[str, dict[Place, dict[str, Floats]]]
 
@@ -79,7 +79,7 @@ def run(job: Job) -> Result:
         for reader in readers.values():
             reader.close()
     resampling = Resampling(seed=config.seed, resamples=config.evaluation.bootstrap, confidence=config.evaluation.confidence)
-    evaluations = summarise(scores, [(item.split, item.group) for item in slices], resampling)
+    evaluations = summarise(scores, [(item.split, item.group) for item in slices], resampling, tuple(_writers(job)))
     publish_bytes(job.path("evaluation.json"), canonical(evaluations))
     publish_bytes(job.path("evaluation/errors.npz"), _pack(scores, slices, manifest.groups))
     counts = {item.name: len(item.indices) for item in slices}
@@ -89,10 +89,9 @@ def run(job: Job) -> Result:
 def _models(job: Job, device: torch.device) -> dict[str, ImageModel]:
     """Subjects in the order of SUBJECTS, those with published weights, ready to answer."""
     models = {}
-    for subject in SUBJECTS:
-        uri = f"checkpoints/{subject}/model.safetensors"
-        ref = _published(job, WRITERS[subject], uri)
-        if ref is None and subject == "retrained":
+    for subject, (stage_name, uri) in _writers(job).items():
+        ref = _published(job, stage_name, uri)
+        if ref is None and subject == REFERENCE:
             log.info("evaluate: no retrained model; what compares with it is not computed")
             continue
         if ref is None:
@@ -101,6 +100,22 @@ def _models(job: Job, device: torch.device) -> dict[str, ImageModel]:
         load_weights(model, job.path(uri), ref.sha256)
         models[subject] = model.to(device).eval()
     return models
+
+
+def _writers(job: Job) -> dict[str, tuple[str, str]]:
+    """Each subject's stage and file, in the order to report: original, unlearned or all compared methods, retrained.
+
+    A method's model is that of its last phase; without one it is the original.
+    """
+    found = {"original": ("train", "checkpoints/original/model.safetensors")}
+    for variant in job.config.methods or [""]:
+        folder, ending = (f"methods/{variant}/", f".{variant}") if variant else ("", "")
+        subject, writer = variant or "unlearned", found["original"]
+        for stage_name, weights in (("forget", "forgotten"), ("retain", "unlearned")):
+            if stage_name + ending in job.spec.needs:
+                writer = (stage_name + ending, f"{folder}checkpoints/{weights}/model.safetensors")
+        found[subject] = writer
+    return {**found, REFERENCE: ("retrain", "checkpoints/retrained/model.safetensors")}
 
 
 def _published(job: Job, stage: str, uri: str) -> FileRef | None:
@@ -124,7 +139,8 @@ def _measure(
             continue
         item = slices[number]
         images = readers[item.source].fetch(item.indices[start : start + batch_size])
-        truth, _, region, answers = _answer(models, task, images, ranks.device)
+        draws = draws_of_rows(item.indices[start : start + batch_size], number)
+        truth, _, region, answers = _answer(models, task, images, draws, ranks.device)
         for subject, answer in answers.items():
             scores = score(answer, truth, region)
             if not all(np.isfinite(values).all() for values in scores.values()):
@@ -145,12 +161,13 @@ def _batches(slices: list[Slice], batch_size: int) -> Iterator[tuple[int, int]]:
 
 @torch.no_grad()
 def _answer(
-    models: Mapping[str, ImageModel], task: Task, images_NHWC: NDArray[np.uint8], device: torch.device
+    models: Mapping[str, ImageModel], task: Task, images_NHWC: NDArray[np.uint8], draws: NDArray[np.int64], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Truth and visible fp32 [N, C, H, W], region bool [N, 1, H, W], and each subject's answer fp32 [N, C, H, W]."""
     truth = to_tensor(images_NHWC, device)
-    visible, region = task.degrade(truth)
-    return truth, visible, region, {name: model.complete(visible, region).float() for name, model in models.items()}
+    drawn = torch.from_numpy(draws).to(device)
+    visible, region = task.degrade(truth, drawn)
+    return truth, visible, region, {name: model.complete(visible, region, drawn).float() for name, model in models.items()}
 
 
 def _assemble(parts: list[dict[tuple[int, int, str], dict[str, Floats]]], slices: list[Slice], subjects: list[str]) -> Measured:
@@ -192,13 +209,14 @@ def _publish_grids(
     """One grid a forget group (`grid_0.png`, ... in the manifest's order), and `grid_retain.png`; empty splits have none."""
     numbers = {item.name: str(place) for place, item in enumerate(groups)}
     outputs = []
-    for item in slices:
+    for number, item in enumerate(slices):
         chosen = item.indices[: job.config.evaluation.grid_images]
         if item.split not in ("forget", "retain") or not len(chosen):
             continue
-        truth, visible, _, answers = _answer(models, task, readers[item.source].fetch(chosen), device)
-        rows = [("truth", truth), ("hidden input", visible), ("before", answers["original"]), ("after", answers["unlearned"])]
-        rows += [("retrained", answers["retrained"])] if "retrained" in answers else []
+        truth, visible, _, answers = _answer(
+            models, task, readers[item.source].fetch(chosen), draws_of_rows(chosen, number), device
+        )
+        rows = [("truth", truth), ("hidden input", visible), *((ROW_NAMES.get(name, name), answers[name]) for name in answers)]
         name = f"evaluation/grid_{numbers.get(item.group, 'retain')}.png"
         publish_bytes(job.path(name), draw([(label, _to_bytes(images)) for label, images in rows]))
         outputs.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import component
 from pipeline.chain import config_digest, inputs_of, read_receipt
@@ -65,7 +66,15 @@ class Phase:
         self.manifest = read_manifest(job)
         self.task: Task = component.build("task", job.config.task)
         self.seed = int(sha256_text(f"{job.config.seed}|{name}")[:8], 16)
-        self.context = LossContext(task=self.task, device=self.group.device, world_size=self.group.world_size, sum=self.group.sum)
+        self.context = LossContext(
+            task=self.task,
+            device=self.group.device,
+            world_size=self.group.world_size,
+            sum=self.group.sum,
+            shape=self._shape,
+            teacher=functools.cache(self._teacher),
+        )
+        self._model: ImageModel | None = None
         self._checkpoints: Checkpoints | None = None
         self._readers: list[ImageReader] = []
         self._feeds: list[Feed] = []
@@ -76,9 +85,17 @@ class Phase:
         model: ImageModel = component.build("model", self.job.config.model)
         return model.to(self.group.device)
 
+    def _shape(self) -> ImageModel:
+        assert self._model is not None  # the backend has it
+        return self._model
+
+    def _teacher(self) -> ImageModel:
+        return self.loaded("train", "original").eval().requires_grad_(False)
+
     def loaded(self, stage: str, name: str) -> ImageModel:
         """The model with the weights `name` that `stage` published, checked against its receipt."""
-        relative = f"checkpoints/{name}/model.safetensors"
+        file = f"checkpoints/{name}/model.safetensors"
+        relative = self.job.own(file) if "." in stage else file
         receipt = read_receipt(self.job.folder, stage)
         assert receipt is not None  # the runner saw it
         sha256 = next(ref.sha256 for ref in receipt.outputs if ref.uri == relative)
@@ -127,10 +144,12 @@ class Phase:
 
     def losses(self, model: Callable[..., Tensor], reader: ImageReader, rows: np.ndarray) -> np.ndarray:
         """Training losses of samples, fp64 [len(rows)], without training on them."""
-        return sample_losses(model, reader, rows, task=self.task, group=self.group)
+        draws = self._model.probe_draws if self._model else getattr(model, "probe_draws", 1)
+        return sample_losses(model, reader, rows, task=self.task, group=self.group, draws=draws)
 
-    def backend(self, model: nn.Module, feed: Feed, optimizer: OptimizerConfig) -> Backend:
+    def backend(self, model: ImageModel, feed: Feed, optimizer: OptimizerConfig) -> Backend:
         """DeepSpeed around the model for this phase."""
+        self._model = model
         micro = sum(-(-stream.batch_size // self.group.world_size) for stream in feed.streams)
         return Backend(model, engine=self.job.config.engine, optimizer=optimizer, micro_batch=micro, group=self.group)
 
@@ -138,9 +157,9 @@ class Phase:
         """Run the loop to its end and publish the metrics."""
         engine = self.job.config.engine
         mark = digest([config_digest(self.job.config, self.job.spec), inputs_of(self.job.folder, self.job.spec)])
-        self._checkpoints = Checkpoints(self.job.folder, self.name, config_digest=mark, group=self.group)
+        self._checkpoints = Checkpoints(self.job.home, self.name, config_digest=mark, group=self.group)
         every = min(engine.log_steps, max(1, steps // CURVE_POINTS))  # short phases are drawn too
-        telemetry = Telemetry(self.job.folder, self.name, every=every, group=self.group)
+        telemetry = Telemetry(self.job.home, self.name, every=every, group=self.group)
         try:
             return fit(
                 backend,
@@ -172,7 +191,7 @@ class Phase:
             losses={**state.measures, **losses},
         )
         if self.job.first:
-            publish_bytes(self.job.path("phases", f"{self.name}.json"), canonical(outcome))
+            publish_bytes(self.job.path(self.job.own(f"phases/{self.name}.json")), canonical(outcome))
         if self._checkpoints is not None:
             self._checkpoints.clear()
         for feed in self._feeds:
@@ -184,7 +203,8 @@ class Phase:
 
     def outputs(self, *weights: str) -> tuple[str, ...]:
         """The files a finished phase has published, relative to the run folder."""
-        return (f"phases/{self.name}.json", f"metrics/{self.name}.jsonl", *weights)
+        own = (f"phases/{self.name}.json", f"metrics/{self.name}.jsonl")
+        return (*(self.job.own(uri) for uri in own), *weights)
 
     def facts(self, outcome: PhaseOutcome) -> dict[str, Any]:
         """What the receipt records of an outcome."""

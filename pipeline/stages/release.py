@@ -23,7 +23,6 @@ from pipeline.storage import HashingWriter, exists, open_read, publish, publish_
 
 __all__ = ["render_again", "run"]
 
-UNLEARNED = "checkpoints/unlearned/model.safetensors"
 BLOCK = 1 << 20
 
 
@@ -40,7 +39,7 @@ def run(job: Job) -> Result:
     evidence = Evidence(
         config=job.config,
         manifest=read_manifest(job),
-        calibration=read_record(job, Calibration, "calibration.json"),
+        calibration=read_record(job, Calibration, "calibration.json") if "calibration.json" in published else None,
         evaluations=read_record(job, Evaluations, "evaluation.json"),
         phases=phases,
         receipts=receipts,
@@ -84,9 +83,16 @@ def _material(job: Job, published: dict[str, FileRef]) -> page.Material:
 def _copy_weights(job: Job, published: dict[str, FileRef]) -> FileRef:
     """Copy the unlearned weights, in blocks, and compare the digest of what was copied; nothing appears if it differs."""
     with publish(job.path("weights/model.safetensors")) as out:
-        _copy(job.path(UNLEARNED), out)
-        _check(job, published, UNLEARNED, out.ref.sha256)
+        uri = _last_weights(job)
+        _copy(job.path(uri), out)
+        _check(job, published, uri, out.ref.sha256)
     return out.ref
+
+
+def _last_weights(job: Job) -> str:
+    """The weights of the method's last phase; of a method without one, the original's."""
+    name = "unlearned" if "retain" in job.spec.needs else "forgotten" if "forget" in job.spec.needs else "original"
+    return f"checkpoints/{name}/model.safetensors"
 
 
 def _copy(uri: str, out: HashingWriter) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipeline import __version__
-from pipeline.chain import StageSpec, config_digest, current_receipt, inputs_of, read_receipt, stage, write_receipt
+from pipeline.chain import StageSpec, config_digest, current_receipt, for_variant, inputs_of, read_receipt, stage, write_receipt
 from pipeline.config import RunConfig
 from pipeline.decode import decode, digest
 from pipeline.errors import IntegrityError, StorageError
@@ -42,6 +42,15 @@ class Job:
     def path(self, *parts: str) -> str:
         """URI of a file of the run."""
         return join(self.folder, *parts)
+
+    @property
+    def home(self) -> str:
+        """Folder of what the stage publishes: the run's, or in a comparison the method's."""
+        return self.path(self.own(""))
+
+    def own(self, uri: str) -> str:
+        """A file in `home`, relative to the run's folder."""
+        return f"methods/{self.spec.variant}/{uri}".rstrip("/") if self.spec.variant else uri
 
     @property
     def first(self) -> bool:
@@ -110,8 +119,8 @@ def run_stage(name: str, folder: str, *, rank: int = 0, world_size: int = 1) -> 
     if inputs is None:
         raise StorageError(f"{folder}: {name}: a stage before it has not run", f"run first: {', '.join(spec.needs)}")
     started = _now()
-    job = Job(spec=spec, config=config, folder=folder, rank=rank, world_size=world_size)
-    result: Result = importlib.import_module(f"pipeline.stages.{name}").run(job)
+    job = Job(spec=spec, config=for_variant(config, spec.variant), folder=folder, rank=rank, world_size=world_size)
+    result: Result = importlib.import_module(f"pipeline.stages.{spec.module}").run(job)
     if not job.first:
         return None
     outputs = tuple(dataclasses.replace(hash_file(job.path(uri)), uri=uri) for uri in sorted(result.outputs))

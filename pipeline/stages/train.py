@@ -20,7 +20,7 @@ def run(job: Job) -> Result:
 
 def train(job: Job, *, weights: str, split: str, given: str) -> Result:
     """Train on a split, or adopt the weights at the URI `given`, checked for architecture and finite values."""
-    phase = Phase(job, job.spec.name)
+    phase = Phase(job, job.spec.module)
     model = phase.model()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if given not in ("train", "retrain"):

@@ -42,7 +42,7 @@ def test_unknown_key(tmp_path: Path) -> None:
 
 
 def test_unknown_key_of_a_part(tmp_path: Path) -> None:
-    refused(tmp_path, 2, "method: ascent.passs: unknown field", "passes", method={"ascent": {"passs": 1}})
+    refused(tmp_path, 2, "method: forget.passs: unknown field", "passes", method={"forget": {"passs": 1}})
 
 
 def test_wrong_type(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_digest_sees_only_its_sections(tmp_path: Path) -> None:
     assert section_digest(one, ("evaluation",)) != section_digest(other, ("evaluation",))
 
 
-@pytest.mark.parametrize("text", ["source.per_class=.nan", "source.classes=[a, .inf]", "method.ascent.learning_rate=-.inf"])
+@pytest.mark.parametrize("text", ["source.per_class=.nan", "source.classes=[a, .inf]", "method.forget.learning_rate=-.inf"])
 def test_numbers_that_are_not_finite_are_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match="not a finite number") as caught:
         resolve("clipart", [text])

@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
     "method": {
         "component": "decouple",
         "level": {"class": 0.4, "images": 0.3},
-        "ascent": {"batch_size": 16, "learning_rate": 3e-3, "passes": 2, "probe_steps": 2, "retain_floor": 50.0, "runaway": 50.0},
+        "forget": {"batch_size": 16, "learning_rate": 3e-3, "passes": 2, "probe_steps": 2, "retain_floor": 50.0, "runaway": 50.0},
         "retain": {"share": 0.5, "batch_size": 16, "guard_batch_size": 8},
     },
     "train": {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 2},

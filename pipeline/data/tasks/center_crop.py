@@ -30,7 +30,7 @@ class CenterCrop:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def degrade(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def degrade(self, images_BCHW: Tensor, draws_B: Tensor) -> tuple[Tensor, Tensor]:
         """Fill the centred square; see `Task.degrade`."""
         num, _, height, width = images_BCHW.shape
         side_h, side_w = (max(1, round(extent * self.config.hidden_share**0.5)) for extent in (height, width))

@@ -24,7 +24,7 @@ def _steps(backend: Backend, first: int, count: int) -> None:
         mine = images[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device)
         region = torch.zeros(share, 1, 8, 8, dtype=torch.bool, device=ranks.device)
         region[:, :, 2:6, 2:6] = True
-        losses = backend.model(mine.masked_fill(region, 0.5), mine, region)
+        losses = backend.model(mine.masked_fill(region, 0.5), mine, region, torch.zeros(len(mine), dtype=torch.int64))
         assert not backend.backward(losses.sum() * ranks.world_size / 6)
         backend.step(step)
 

@@ -26,7 +26,7 @@ def _body(folder: str) -> tuple[list[float], list[int], dict[int, list[float]]]:
     reader = ImageReader(make_samples(own, 11), folder=str(own), size=8, channels=1, images=ImagesConfig())
     calls = []
 
-    def model(visible: torch.Tensor, target: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    def model(visible: torch.Tensor, target: torch.Tensor, region: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         calls.append(len(target))
         return target.flatten(1).mean(1) * 255
 

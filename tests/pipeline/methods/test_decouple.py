@@ -25,14 +25,14 @@ class Scale(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, visible: Tensor, target: Tensor, region: Tensor) -> Tensor:
+    def forward(self, visible: Tensor, target: Tensor, region: Tensor, draws: Tensor, want: str) -> Tensor:
         return self.w * (target * region).flatten(1).sum(1) / region.flatten(1).sum(1)
 
 
 def batch(values: list[int], groups: list[int], weights: list[float] | None = None) -> Batch:
     images = np.stack([np.full((8, 8, 1), value, np.uint8) for value in values])
     given = np.array(weights or [1.0] * len(values), np.float32)
-    return Batch(images=images, groups=np.array(groups), weights=given, rows=np.arange(len(values)))
+    return Batch(images=images, groups=np.array(groups), weights=given, rows=np.arange(len(values)), draws=np.arange(len(values)))
 
 
 def gradient(loss: Tensor, model: Scale) -> float:
@@ -68,9 +68,9 @@ def test_guarded_retention_is_retain_mean_plus_weighted_distances() -> None:
 
 
 def test_plain_retention_and_a_group_free_batch_read_no_forget_image() -> None:
-    assert build(Config(retention="plain"), (0.9,), CONTEXT).retention()[1] is False
-    assert build(Config(), (None,), CONTEXT).retention()[1] is False
-    assert build(Config(), (0.9,), CONTEXT).retention()[1] is True
+    assert build(Config(retention="plain"), (0.9,), CONTEXT).retention().reads == ("retain",)
+    assert build(Config(), (None,), CONTEXT).retention().reads == ("retain",)
+    assert build(Config(), (0.9,), CONTEXT).retention().reads == ("retain", "forget")
     losses = plain_loss(CONTEXT)(Scale(), batch([102, 204], [-1, -1]))
     assert float(losses.total.detach()) == pytest.approx(0.6)
 
@@ -97,8 +97,8 @@ def test_group_means_of_an_absent_group_are_zero_not_nan() -> None:
 @pytest.mark.parametrize(
     ("wrong", "path"),
     [
-        ({"ascent": {"passes": 0}}, "ascent.passes"),
-        ({"ascent": {"runaway": 1.0}}, "ascent.runaway"),
+        ({"forget": {"passes": 0}}, "forget.passes"),
+        ({"forget": {"runaway": 1.0}}, "forget.runaway"),
         ({"retain": {"guard_weight": -1.0}}, "retain.guard_weight"),
         ({"level": -0.1}, "level"),
         ({"level": {"class": 0}}, "level"),

@@ -17,7 +17,8 @@ def test_any_power_of_two_and_both_colours(size: int, channels: int) -> None:
     region = torch.zeros(3, 1, size, size, dtype=torch.bool)
     region[:, :, 2:6, 2:6] = True
     visible = images.masked_fill(region, 0.5)
-    losses, answer = model(visible, images, region), model.complete(visible, region)
+    draws = torch.arange(3)
+    losses, answer = model(visible, images, region, draws), model.complete(visible, region, draws)
     assert losses.shape == (3,)
     assert answer.shape == images.shape
     assert torch.equal(torch.where(region, images, answer), images), "known pixels are put back"

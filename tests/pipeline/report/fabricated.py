@@ -34,7 +34,10 @@ MEANS = {
 
 def config(**changes: Any) -> RunConfig:
     parts = {"source": {"component": "fashion_mnist"}, "model": {"component": "autoencoder", "width": 32}}
-    parts |= {"task": {"component": "center_crop"}, "method": {"component": "decouple"}}
+    parts |= {
+        "task": {"component": "center_crop"},
+        "method": {"component": "decouple", "calibration": {}, "forget": {}, "retain": {}},
+    }
     return RunConfig(name="demo", **{**parts, **changes})
 
 
@@ -116,7 +119,7 @@ def build(
     for name, files in outputs.items():
         for uri, content in files.items():
             publish_bytes(os.path.join(folder, uri), content)
-        write_receipt(folder, _receipt(folder, name, tuple(files), {"guarded": guarded} if name == "retain" else {}))
+        write_receipt(folder, _receipt(folder, name, tuple(files), {"reads_forget": guarded} if name == "retain" else {}))
     return Job(spec=stage("release", settings), config=settings, folder=folder)
 
 

@@ -36,11 +36,14 @@ class Grey(ImageModel):
         super().__init__()
         self.level = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, visible_BCHW, target_BCHW, region_B1HW):
+    def forward(self, visible_BCHW, target_BCHW, region_B1HW, draws_B, want="loss"):
         return (target_BCHW - self.level).square().mean(dim=(1, 2, 3))
 
-    def complete(self, visible_BCHW, region_B1HW):
+    def complete(self, visible_BCHW, region_B1HW, draws_B):
         return paste((visible_BCHW * 0 + self.level).clamp(0, 1), visible_BCHW, region_B1HW)
+
+    def encoder(self):
+        return ()
 
     def bottleneck(self):
         return ()
@@ -175,6 +178,6 @@ def test_weights_that_no_stage_wrote_are_refused(job, tmp_path):
 
 def test_answers_that_are_not_finite_are_refused(job, monkeypatch):
     made = job()
-    monkeypatch.setattr(Grey, "complete", lambda self, visible, region: visible * float("nan"))
+    monkeypatch.setattr(Grey, "complete", lambda self, visible, region, draws: visible * float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
         evaluate.run(made)

@@ -108,8 +108,8 @@ def test_literal_and_guarded_retention_read_what_they_say(tmp_path: Path) -> Non
     run_distributed(_run_all, 1, [plain, guarded])
     assert "forget_loss_0" not in _phase(plain, "retain")["losses"]
     assert "forget_loss_0" in _phase(guarded, "retain")["losses"]
-    assert read_receipt(plain, "retain").facts["guarded"] is False
-    assert read_receipt(guarded, "retain").facts["guarded"] is True
+    assert read_receipt(plain, "retain").facts["reads_forget"] is False
+    assert read_receipt(guarded, "retain").facts["reads_forget"] is True
 
 
 def test_ascent_stops_at_its_bounds_and_returns_to_the_last_good_state(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_ascent_stops_at_its_bounds_and_returns_to_the_last_good_state(tmp_path:
     }.items():
         (tmp_path / name).mkdir()
         level = 0.01 if name == "runaway" else 5.0
-        runs[name] = prepare(tmp_path / name, method={"level": level, "ascent": ascent})
+        runs[name] = prepare(tmp_path / name, method={"level": level, "forget": ascent})
     run_distributed(_some_stages, 1, list(runs.values()))
     floor, runaway, budget = (_phase(runs[name], "forget") for name in ("floor", "runaway", "budget"))
     assert floor["reason"].startswith("retain floor")

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 @pytest.mark.parametrize(("share", "side"), [(0.25, 16), (0.0625, 8), (0.5625, 24), (0.0001, 1)])
 def test_a_centred_square_of_the_share_is_filled(share: float, side: int) -> None:
     images = torch.rand(2, 3, 32, 32)
-    visible, region = build(Config(hidden_share=share, fill=0.25)).degrade(images)
+    visible, region = build(Config(hidden_share=share, fill=0.25)).degrade(images, torch.zeros(len(images), dtype=torch.int64))
     assert region.shape == (2, 1, 32, 32)
     assert int(region[0].sum()) == side * side
     rows = torch.nonzero(region[0, 0].any(1)).flatten()

@@ -1,0 +1,133 @@
+"""What phases 1 and 2 share: a method opened with its levels, and one plan carried out from weights to weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from torch import nn
+
+from pipeline import component
+from pipeline.data.samples import Samples
+from pipeline.data.stream import Batch, Feed
+from pipeline.engine.backend import OptimizerConfig
+from pipeline.engine.checkpoint import TrainState, save_weights
+from pipeline.engine.guard import Guard
+from pipeline.methods.base import Method, PhasePlan
+from pipeline.models.base import ImageModel
+from pipeline.records import Calibration, Coverage
+from pipeline.stages.phase import Phase, retrain_steps
+from pipeline.stages.runner import Job, Result, read_record
+
+__all__ = ["Opened", "carry_out", "open_method"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A method at work in a phase. levels: lambda of each group in the manifest's order, None where nothing is to be done;
+    without calibration None, and every group is active."""
+
+    phase: Phase
+    method: Method
+    calibration: Calibration | None
+
+    @property
+    def levels(self) -> list[float | None] | None:
+        """See the class."""
+        return _levels(self.calibration)
+
+    def forget(self) -> Samples:
+        """The forget images of active groups."""
+        samples, levels = self.phase.samples("forget"), self.levels
+        if levels is None:
+            return samples
+        return samples.take(np.isin(samples.groups, [number for number, level in enumerate(levels) if level is not None]))
+
+    def start(self, plan: PhasePlan) -> ImageModel:
+        """The model to move: of the phase before, or with random weights."""
+        if plan.start == "random":
+            return self.phase.model()
+        job = self.phase.job
+        before = [name for name in job.spec.needs if name.startswith("forget")]
+        model = self.phase.loaded(before[0], "forgotten") if before else self.phase.loaded("train", "original")
+        model.prepare_unlearning()
+        return model
+
+
+def _levels(calibration: Calibration | None) -> list[float | None] | None:
+    return [None if level.already_unseen else level.level for level in calibration.levels] if calibration else None
+
+
+def open_method(job: Job) -> Opened:
+    """The method of the stage's run, with the levels that a calibration found where it has one."""
+    phase = Phase(job, job.spec.module)
+    calibrated = any(name.startswith("calibrate") for name in job.spec.needs)
+    calibration: Calibration | None = read_record(job, Calibration, job.own("calibration.json")) if calibrated else None
+    levels = _levels(calibration)
+    method: Method = component.build("method", job.config.method, levels or [], phase.context)
+    return Opened(phase=phase, method=method, calibration=calibration)
+
+
+def carry_out(
+    opened: Opened, plan: PhasePlan, *, weights: str, guard: Callable[[ImageModel, Feed, Samples], Callable[..., Guard]] | None
+) -> Result:
+    """Move the model as the plan says and publish `weights`.
+
+    Args:
+        opened: method and phase.
+        plan: of this phase.
+        weights: name of the weights that the phase publishes.
+        guard: given model, feed and forget images before the engine takes the model, makes what is given the engine and
+            answers with the guard; without it only what is not finite or above the plan's bounds stops the phase.
+    """
+    phase, job = opened.phase, opened.phase.job
+    file = job.own(f"checkpoints/{weights}/model.safetensors")
+    model = opened.start(plan)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parts = [opened.forget() if name == "forget" else phase.samples("retain") for name in plan.reads]
+    if not all(len(part) for part in parts):
+        if job.first:
+            save_weights({name: tensor.cpu() for name, tensor in model.state_dict().items()}, job.home, weights)
+        outcome = phase.finish(TrainState(), "every group already looks unseen to the original", parameters=parameters)
+        return Result(outputs=(phase.outputs()[0], file), facts={**phase.facts(outcome), "reads_forget": False})
+
+    feed = phase.feed(model, *zip(parts, plan.batch_sizes, strict=True))
+    per_pass = feed.streams[0].steps_per_pass
+    share = (plan.share or 0.0) * retrain_steps(job, phase.manifest)
+    steps = plan.passes * per_pass if plan.passes else max(1, round(share))
+    spent = plan.prepare(model, _one_pass(phase, model, opened.forget(), plan.batch_sizes[-1])) if plan.prepare else 0
+    if plan.trains is not None:
+        _freeze_all_but(model, plan.trains(model))
+    optimizer = OptimizerConfig(
+        learning_rate=plan.learning_rate, steps=steps, warmup_steps=plan.warmup_steps, decay=plan.decay, clip=plan.clip
+    )
+    armed = guard(model, feed, parts[0]) if guard else None
+    backend = phase.backend(model, feed, optimizer)
+    watching = armed(backend) if armed else Guard(bounds=plan.bounds)
+    state, reason = phase.fit(backend, feed, plan.loss, steps=steps, guard=watching)
+    full = backend.weights()
+    if job.first:
+        save_weights(full, job.home, weights)
+    coverage: tuple[Coverage, ...] = ()
+    if plan.passes:
+        passes = -(-state.step // per_pass)
+        coverage = (feed.streams[0].coverage(plan.reads[0], passes=passes, seen=state.seen[0], digest=state.digests[0]),)
+    state = dataclasses.replace(state, sample_gradients=state.sample_gradients + spent)
+    outcome = phase.finish(state, reason, parameters=parameters, coverage=coverage)
+    backend.close()
+    return Result(outputs=phase.outputs(file), facts={**phase.facts(outcome), "reads_forget": "forget" in plan.reads})
+
+
+def _one_pass(phase: Phase, model: ImageModel, samples: Samples, batch_size: int) -> Iterator[Batch]:
+    stream = phase.feed(model, (samples, batch_size)).streams[0]
+    for step in range(stream.steps_per_pass):
+        yield stream.batch(step)
+
+
+def _freeze_all_but(model: nn.Module, modules: object) -> None:
+    moving = {parameter for module in modules for parameter in module.parameters()}  # type: ignore[attr-defined]
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in moving and parameter.requires_grad)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RuntimeError("a phase that moves no parameter")
