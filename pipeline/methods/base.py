@@ -28,7 +28,9 @@ __all__ = [
     "PhasePlan",
     "RetainConfig",
     "group_means",
+    "joint_losses",
     "mean_loss",
+    "mean_square",
     "plain_loss",
 ]
 
@@ -88,7 +90,8 @@ class PhasePlan:
 
     reads: streams in the order in which the loss gets their batches (alone, or as a tuple) · batch_sizes: global, one a
     stream · passes: over the first stream, or `share`: of the steps of retraining · trains: the modules that move, all
-    without it · start: from the weights of the phase before, or from random ones · prepare: looks at one pass of forget batches
+    without it · start: from the weights of the phase before, or from random ones · as_training: with
+    batch size, learning rate and warm-up of the run's training · prepare: looks at one pass of forget batches
     before the first step, may put hooks on parameters, and returns the sample gradients it took · bounds: largest allowed
     value of measures · level_of: the level to reach of each group, and `reached` how much of it ends phase 1 · retain_floor:
     phase 1 goes back to its last good state where unseen retained images lose more than this factor of the original's loss.
@@ -105,6 +108,7 @@ class PhasePlan:
     share: float | None = None
     trains: Callable[[ImageModel], Iterable[nn.Module]] | None = None
     start: Literal["before", "random"] = "before"
+    as_training: bool = False
     prepare: Callable[[ImageModel, Iterator[Batch]], int] | None = None
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     levels: Sequence[float | None] = ()
@@ -139,6 +143,19 @@ class RetainConfig:
     """Linear rise to the peak."""
     clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
+
+    def plan(self, loss: Loss, **more: Any) -> PhasePlan:
+        """The phase with this loss, which gets a batch of retained images."""
+        return PhasePlan(
+            loss=loss,
+            reads=("retain",),
+            batch_sizes=(self.batch_size,),
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            clip=self.clip,
+            share=self.share,
+            **more,
+        )
 
 
 @record
@@ -201,6 +218,22 @@ def mean_loss(losses: Tensor, batch: Batch, context: LossContext) -> tuple[Tenso
     summed = context.sum(torch.stack([(losses.detach() * weight).sum(), weight.sum()]))
     count = max(1.0, float(summed[1]))
     return (losses * weight).sum() * (context.world_size / count), float(summed[0]) / count, int(summed[1])
+
+
+def mean_square(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared difference of each sample, fp32 [B], of two tensors [B, ...]."""
+    return (first.float() - second.float()).square().flatten(1).mean(1)
+
+
+def joint_losses(context: LossContext, kept: Tensor, retained: Batch, lost: Tensor, forgotten: Batch, weight: float) -> Losses:
+    """mean of `kept` over the retained batch + weight * mean of `lost` over the forgotten one; fp32 [n] each.
+
+    The two indicators are two batches, so that no label can swap them.
+    """
+    keep, keep_mean, keep_count = mean_loss(kept, retained, context)
+    lose, lose_mean, lose_count = mean_loss(lost, forgotten, context)
+    measures = {"retain_loss": keep_mean, "forget_loss": lose_mean}
+    return Losses(total=keep + weight * lose, measures=measures, samples=keep_count + lose_count)
 
 
 def plain_loss(context: LossContext) -> Loss:

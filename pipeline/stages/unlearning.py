@@ -92,7 +92,9 @@ def carry_out(
         outcome = phase.finish(TrainState(), "every group already looks unseen to the original", parameters=parameters)
         return Result(outputs=(phase.outputs()[0], file), facts={**phase.facts(outcome), "reads_forget": False})
 
-    feed = phase.feed(model, *zip(parts, plan.batch_sizes, strict=True))
+    train = job.config.train
+    sizes = [train.batch_size] if plan.as_training else plan.batch_sizes
+    feed = phase.feed(model, *zip(parts, sizes, strict=True))
     per_pass = feed.streams[0].steps_per_pass
     share = (plan.share or 0.0) * retrain_steps(job, phase.manifest)
     steps = plan.passes * per_pass if plan.passes else max(1, round(share))
@@ -100,7 +102,12 @@ def carry_out(
     if plan.trains is not None:
         _freeze_all_but(model, plan.trains(model))
     optimizer = OptimizerConfig(
-        learning_rate=plan.learning_rate, steps=steps, warmup_steps=plan.warmup_steps, decay=plan.decay, clip=plan.clip
+        learning_rate=train.learning_rate if plan.as_training else plan.learning_rate,
+        steps=steps,
+        warmup_steps=train.warmup_steps if plan.as_training else plan.warmup_steps,
+        weight_decay=train.weight_decay if plan.as_training else 0.0,
+        decay=plan.decay,
+        clip=plan.clip,
     )
     armed = guard(model, feed, parts[0]) if guard else None
     backend = phase.backend(model, feed, optimizer)
