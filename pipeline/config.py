@@ -8,21 +8,29 @@ sections it depends on, so changing the report does not train a model again.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Gt, Lt
 
 from pipeline.component import GROUPS
 from pipeline.decode import closest, decode, digest, plain
 from pipeline.errors import ConfigError
+from pipeline.layers import (
+    CONFIGS,
+    assignments,
+    compared,
+    merge,
+    method_sections,
+    named_methods,
+    packaged,
+    packaged_section,
+    read_yaml,
+)
 from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest, parse, read_requests
-from pipeline.storage import absolute, is_local, join, read_bytes
+from pipeline.storage import absolute, is_local, join
 
 __all__ = [
     "CONFIGS",
@@ -55,8 +63,6 @@ NotNegative = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NotNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Lt(1)]
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @record
@@ -137,8 +143,10 @@ class EngineConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Compute type; master weights and optimizer states are fp32 always."""
+    precision: Literal["fp32", "bf16", "autocast"] = "fp32"
+    """Compute type: bf16 weights, or fp32 weights under bf16 autocast; master weights and optimizer states are fp32 always."""
+    compile: bool = False
+    """torch.compile the model's forward pass (needs a C++ compiler on CPU)."""
     checkpoint_steps: Positive = 200
     """Steps between sharded checkpoints of the long phases."""
     log_steps: Positive = 10
@@ -213,80 +221,14 @@ class RunConfig:
     """Requests written in the run file itself; set by `requests: [...]`."""
 
 
-def packaged(group: str) -> dict[str, Path]:
-    """Names and files of the configurations that come with the package, e.g. of group `run`."""
-    return {path.stem: path for path in sorted((CONFIGS / group).glob("*.yaml"))}
-
-
-def _read_yaml(uri: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_bytes(uri).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{uri}: not YAML: {' '.join(str(fault).split())}", "correct the file") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{uri}: the top level must be a mapping", "write key: value lines")
-    return content
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _assignments(overrides: list[str]) -> dict[str, Any]:
-    """`["engine.zero_stage=2"]` -> `{"engine": {"zero_stage": 2}}`; values are read as YAML."""
-    result: dict[str, Any] = {}
-    for text in overrides:
-        path, mark, value = text.partition("=")
-        if not mark or not all(path.split(".")):
-            raise ConfigError(f"'{text}': not of the form key=value", "write e.g. engine.zero_stage=2")
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            nested = value
-        for key in reversed(path.split(".")):
-            nested = {key: nested}
-        result = _merge(result, nested)
-    return result
-
-
-def _refuse_not_finite(value: Any, where: str) -> None:
-    """ConfigError for `.nan` and `.inf`, which YAML knows and JSON does not; no field means anything by them."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_not_finite(item, f"{where}.{key}")
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_not_finite(item, where)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}: {value} is not a finite number", "write a number")
-
-
-def packaged_section(group: str, value: Any, where: str) -> dict[str, Any]:
-    """A part's section with the packaged file's fields below the run's own."""
-    if isinstance(value, str):
-        value = {"component": value}
-    if not isinstance(value, Mapping) or not isinstance(value.get("component"), str):
-        raise ConfigError(f"{where}: {group}: no part named", f"write {group}: NAME, or a mapping with component: NAME")
-    name, files = value["component"], packaged(group)
-    _refuse_not_finite(value, f"{where}: {group}")
-    if name in files:
-        base = {"component": name, **_read_yaml(str(files[name]))}  # a size of a model names its component
-        return _merge(base, {key: item for key, item in value.items() if key != "component"})
-    if "." not in name:
-        raise ConfigError(f"{where}: {group}: no {group} is called '{name}'", closest(name, list(files)))
-    return dict(value)
-
-
-def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
+def resolve(run: str, overrides: list[str] | None = None, *, compare: Sequence[str] | None = None) -> RunConfig:
     """Layer and decode a run.
 
     Args:
         run: a packaged name (`demo`), or a YAML file at any fsspec URI.
         overrides: `key=value` texts with dotted keys; values are YAML.
+        compare: methods to set side by side, packaged ones or those that the run names; empty: those that the run asks
+            for, or all there are. None: what the run's `methods` names, and no more.
 
     Raises:
         ConfigError: unknown file, name, field, or a value of the wrong type, with its dotted path.
@@ -296,13 +238,14 @@ def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
         run = str(files[run])
     elif not run.endswith((".yaml", ".yml")):
         raise ConfigError(f"no run is called '{run}'", f"{closest(run, list(files))}; or name a YAML file")
-    given, assigned = _read_yaml(run), _assignments(overrides or [])
+    given, assigned = read_yaml(run), assignments(overrides or [])
     for group in set(GROUPS) & set(given) & set(assigned):
         if isinstance(given[group], str):
             given[group] = {"component": given[group]}
         if isinstance(assigned[group], Mapping) and "component" in assigned[group]:
             given[group] = {}  # another part: the run file's fields are not its fields
-    given = _merge(given, assigned)
+    methods = named_methods(given.pop("methods", None), assigned.pop("methods", None), run)
+    given = merge(given, assigned)
     unknown = sorted(set(given) - {field.name for field in dataclasses.fields(RunConfig)})
     if unknown:
         known = [field.name for field in dataclasses.fields(RunConfig) if field.name != "embedded_requests"]
@@ -310,6 +253,10 @@ def resolve(run: str, overrides: list[str] | None = None) -> RunConfig:
     for group in GROUPS:
         if group in given:
             given[group] = packaged_section(group, given[group], run)
+    names = methods.asked or tuple(methods.sections) if compare is None else compared(methods, compare)
+    given["methods"] = method_sections(methods, names, given.get("method"), run)
+    if compare is not None and "method" not in given:
+        given["method"] = next(iter(given["methods"].values()))  # a comparison has no method of its own
     requests = given.get("requests", "")
     if isinstance(requests, list):
         given["requests"], given["embedded_requests"] = "", requests

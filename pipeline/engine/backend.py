@@ -85,20 +85,24 @@ class Backend:
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
         self._config, self._optimizer, self._group = engine, optimizer, group
         self._names = [name for name, _ in model.named_parameters()]
+        # Kept as they are: DeepSpeed rounds frozen weights to bf16, partitions them under ZeRO 3, and has no master of them.
+        self._frozen = {n: p.detach().float().cpu().clone() for n, p in model.named_parameters() if not p.requires_grad}
         self._bad = torch.zeros((), device=group.device)
-        for parameter in model.parameters():
+        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in moving:
             parameter.register_hook(self._watch)
+        if engine.compile:
+            model.compile()
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_clipping": optimizer.clip,
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {"stage": engine.zero_stage, "stage3_param_persistence_threshold": 0},
             "bf16": {"enabled": engine.precision == "bf16"},
+            "torch_autocast": {"enabled": engine.precision == "autocast", "dtype": "bfloat16"},
             "steps_per_print": 2**31,
         }
-        adam = torch.optim.AdamW(
-            model.parameters(), lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay
-        )
+        adam = torch.optim.AdamW(moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
@@ -161,6 +165,9 @@ class Backend:
 
         full: dict[str, Tensor] = {}
         for name, parameter in zip(self._names, self.engine.module.parameters(), strict=True):
+            if name in self._frozen:
+                full[name] = self._frozen[name]
+                continue
             master = safe_get_full_fp32_param(parameter)
             full[name] = (parameter if master is None else master).detach().float().cpu().clone().reshape(self._shape(parameter))
         for name, buffer in self.engine.module.named_buffers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import tempfile
 
 import pytest
@@ -29,10 +30,10 @@ def _steps(backend: Backend, first: int, count: int) -> None:
         backend.step(step)
 
 
-def _backend(stage: int, precision: str, seed: int = 0) -> Backend:
+def _backend(stage: int, precision: str, seed: int = 0, *, compiled: bool = False) -> Backend:
     torch.manual_seed(seed)
     model = build(Config(image_size=8, width=16, latent=16)).to(group().device)
-    engine = EngineConfig(zero_stage=stage, precision=precision)
+    engine = EngineConfig(zero_stage=stage, precision=precision, compile=compiled)
     return Backend(
         model, engine=engine, optimizer=OptimizerConfig(learning_rate=1e-2, steps=8, clip=0.5), micro_batch=3, group=group()
     )
@@ -40,7 +41,7 @@ def _backend(stage: int, precision: str, seed: int = 0) -> Backend:
 
 def resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
     answers = {}
-    for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16")):
+    for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16", "autocast")):
         whole = _backend(stage, precision)
         _steps(whole, 0, 4)
         whole.save(f"{folder}/{stage}{precision}")
@@ -68,8 +69,28 @@ def test_every_stage_and_precision_resumes_bit_for_bit_and_agrees_with_the_other
     for stage in (1, 2, 3):
         for key, tensor in answers["0fp32"][0].items():
             assert torch.allclose(tensor, answers[f"{stage}fp32"][0][key], atol=1e-5), f"stage {stage}: {key}"
-        drift = max(float((tensor - answers[f"{stage}bf16"][0][key]).abs().max()) for key, tensor in answers["0bf16"][0].items())
-        assert drift < 0.05, f"stage {stage} bf16"
+        for precision in ("bf16", "autocast"):
+            other_stage = answers[f"{stage}{precision}"][0]
+            drift = max(float((tensor - other_stage[key]).abs().max()) for key, tensor in answers[f"0{precision}"][0].items())
+            assert drift < 0.05, f"stage {stage} {precision}"
+
+
+def _compiled() -> list[dict[str, torch.Tensor]]:
+    found = []
+    for compiled in (False, True):
+        backend = _backend(2, "fp32", compiled=compiled)
+        _steps(backend, 0, 2)
+        found.append(backend.weights())
+        backend.close()
+    return found
+
+
+@pytest.mark.services  # needs a C++ compiler, and half a minute
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_a_compiled_model_takes_the_same_steps() -> None:
+    (plain, compiled) = run_distributed(_compiled, 1)[0]
+    for key in plain:
+        assert torch.allclose(plain[key], compiled[key], atol=1e-4), key
 
 
 def _alone(_: str) -> dict[str, torch.Tensor]:
