@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,7 +36,7 @@ from pipeline.evaluation.summary import REFERENCE, Place, summarise
 from pipeline.models.base import ImageModel
 from pipeline.records import FileRef, Group
 from pipeline.stages.runner import Job, Result, read_manifest
-from pipeline.storage import publish_bytes
+from pipeline.storage import publish, publish_bytes
 
 __all__ = ["run"]
 
@@ -83,7 +86,22 @@ def run(job: Job) -> Result:
     publish_bytes(job.path("evaluation.json"), canonical(evaluations))
     publish_bytes(job.path("evaluation/errors.npz"), _pack(scores, slices, manifest.groups))
     counts = {item.name: len(item.indices) for item in slices}
-    return Result(outputs=("evaluation.json", "evaluation/errors.npz", *grids), facts={"images": counts})
+    outputs = ("evaluation.json", "evaluation/errors.npz", *grids, *_export(job, models))
+    return Result(outputs=outputs, facts={"images": counts})
+
+
+def _export(job: Job, models: Mapping[str, ImageModel]) -> list[str]:
+    """The unlearned weights once more as the model's own library saves them, below `pretrained/`; release copies them."""
+    if "unlearned" not in models:
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        models["unlearned"].export(Path(scratch))
+        found = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        names = [f"pretrained/{path.relative_to(scratch).as_posix()}" for path in found]
+        for name, path in zip(names, found, strict=True):
+            with publish(job.path(name)) as out, path.open("rb") as stream:
+                shutil.copyfileobj(stream, out)
+    return names
 
 
 def _models(job: Job, device: torch.device) -> dict[str, ImageModel]:

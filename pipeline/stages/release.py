@@ -55,7 +55,8 @@ def run(job: Job) -> Result:
     }
     for name, content in files.items():
         publish_bytes(job.path(name), content)
-    return Result(outputs=("weights/model.safetensors", *files), facts={"headline": facts["headline"]})
+    outputs = ("weights/model.safetensors", *files, *_copy_exported(job, published))
+    return Result(outputs=outputs, facts={"headline": facts["headline"]})
 
 
 def render_again(job: Job, *, without: Collection[str]) -> FileRef:
@@ -81,9 +82,21 @@ def _material(job: Job, published: dict[str, FileRef]) -> page.Material:
 
 
 def _copy_weights(job: Job, published: dict[str, FileRef]) -> FileRef:
-    """Copy the unlearned weights, in blocks, and compare the digest of what was copied; nothing appears if it differs."""
-    with publish(job.path("weights/model.safetensors")) as out:
-        uri = _last_weights(job)
+    """Copy the unlearned weights; see `_copy_checked`."""
+    return _copy_checked(job, published, _last_weights(job), "weights/model.safetensors")
+
+
+def _copy_exported(job: Job, published: dict[str, FileRef]) -> list[str]:
+    """Copy what the model's own library saved, to `weights/pretrained/`; nothing for a model without a library."""
+    found = {uri: f"weights/{uri}" for uri in published if uri.startswith("pretrained/")}
+    for uri, name in found.items():
+        _copy_checked(job, published, uri, name)
+    return list(found.values())
+
+
+def _copy_checked(job: Job, published: dict[str, FileRef], uri: str, name: str) -> FileRef:
+    """Copy a file in blocks, and compare the digest of what was copied; nothing appears if it differs."""
+    with publish(job.path(name)) as out:
         _copy(job.path(uri), out)
         _check(job, published, uri, out.ref.sha256)
     return out.ref

@@ -24,7 +24,7 @@ from pipeline.errors import IntegrityError, StorageError
 from pipeline.records import FileRef, Manifest, Receipt
 from pipeline.storage import absolute, hash_file, join, read_bytes
 
-__all__ = ["Job", "Result", "read_manifest", "read_record", "read_run", "run_stage"]
+__all__ = ["Job", "Result", "read_manifest", "read_record", "read_run", "read_verified", "run_stage"]
 
 log = logging.getLogger("unlearn")
 
@@ -78,11 +78,12 @@ def read_record(job: Job, cls: type[Any], name: str) -> Any:
         receipt = read_receipt(job.folder, spec_name)
         for ref in receipt.outputs if receipt else ():
             if ref.uri == name:
-                return decode(cls, json.loads(_verified(job, ref)), where=job.path(name), error=IntegrityError)
+                return decode(cls, json.loads(read_verified(job, ref)), where=job.path(name), error=IntegrityError)
     raise StorageError(f"{job.path(name)}: no finished stage wrote it", "run the chain from its start")
 
 
-def _verified(job: Job, ref: FileRef) -> bytes:
+def read_verified(job: Job, ref: FileRef) -> bytes:
+    """The bytes of a published file, as its receipt names them; IntegrityError for others."""
     uri = job.path(ref.uri)
     if hash_file(uri).sha256 != ref.sha256:
         raise IntegrityError(f"{uri}: not the bytes that its receipt names", "restore the file, or remove its receipt")
