@@ -6,6 +6,7 @@ The background is transparent and the labels are mid-grey, so that one file read
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = ["draw"]
 
 CELL, GAP, ROW_GAP, LABEL_WIDTH, HEAD, FONT = 96, 6, 10, 148, 34, 22
+# LABEL_WIDTH is the least; a longer label, of a compared method, widens it.
 # 4.5 : 1 against white, 4.6 : 1 against near-black: legible on both.
 INK = (118, 118, 118, 255)
 
@@ -25,18 +27,19 @@ def draw(rows: list[tuple[str, NDArray[np.uint8]]]) -> bytes:
         rows: label and images of each row, uint8 [n, H, W, C], C is 1 or 3; the same n in all rows, at least 1.
             Pixels are enlarged by whole numbers without smoothing; images above the cell's size are reduced.
     """
-    num = len(rows[0][1])
-    width = LABEL_WIDTH + num * (CELL + GAP) - GAP
+    num, font = len(rows[0][1]), ImageFont.load_default(size=FONT)
+    left = max(LABEL_WIDTH, *(math.ceil(font.getlength(label)) + 2 * GAP for label, _ in rows))
+    width = left + num * (CELL + GAP) - GAP
     height = HEAD + len(rows) * (CELL + ROW_GAP) - ROW_GAP
     canvas = Image.new("RGBA", (width, height), (0, 0, 0, 0))
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=FONT)
+    pen = ImageDraw.Draw(canvas)
     for column in range(num):
-        pen.text((LABEL_WIDTH + column * (CELL + GAP) + CELL / 2, HEAD / 2 - 4), str(column + 1), INK, font, anchor="mm")
+        pen.text((left + column * (CELL + GAP) + CELL / 2, HEAD / 2 - 4), str(column + 1), INK, font, anchor="mm")
     for line, (label, images) in enumerate(rows):
         top = HEAD + line * (CELL + ROW_GAP)
         pen.text((0, top + CELL / 2), label, INK, font, anchor="lm")
         for column, image in enumerate(images):
-            canvas.paste(_cell(image), (LABEL_WIDTH + column * (CELL + GAP), top))
+            canvas.paste(_cell(image), (left + column * (CELL + GAP), top))
     stream = io.BytesIO()
     canvas.save(stream, format="PNG", optimize=True)
     return stream.getvalue()

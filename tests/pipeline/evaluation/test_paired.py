@@ -38,6 +38,17 @@ def test_a_region_of_the_whole_image_gives_the_images_scores():
         assert found[f"{name}_region"] == pytest.approx(found[f"{name}_image"], rel=1e-4)
 
 
+def test_known_pixels_do_not_count_in_the_region():
+    """Metrics over the whole image, with the truth pasted in around the answer, understate what changed where it was hidden."""
+    answer, truth, region = batch()
+    pasted, spoilt = torch.where(region, answer, truth), torch.where(region, answer, 1 - truth)
+    scores = [score(images, truth, region) for images in (answer, pasted, spoilt)]
+    for name in ("error_region", "psnr_region"):
+        assert (scores[0][name] == scores[1][name]).all() and (scores[1][name] == scores[2][name]).all()
+    assert (scores[1]["error_image"] < scores[1]["error_region"]).all()
+    assert (scores[1]["psnr_image"] > scores[1]["psnr_region"]).all()
+
+
 def test_an_exact_answer_has_finite_scores():
     _, truth, region = batch()
     found = score(truth, truth, region)
