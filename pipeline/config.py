@@ -167,6 +167,10 @@ class EvaluationConfig:
     """Resamples behind each interval."""
     confidence: Share = 0.95
     """Coverage of the intervals."""
+    extractors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Feature extractors, each with the path of its weights; efflite0 comes from a package, and its path is empty."""
+    extractor_samples: Positive = 500
+    """Images per split and group at most that they see; a Frechet distance needs 2,048."""
     grid_images: Positive = 8
     """Columns of each picture grid."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "LossContext",
     "Losses",
     "Method",
+    "PairedConfig",
     "PhasePlan",
     "RetainConfig",
     "group_means",
@@ -91,9 +92,9 @@ class PhasePlan:
     reads: streams in the order in which the loss gets their batches (alone, or as a tuple) · batch_sizes: global, one a
     stream · passes: over the first stream, or `share`: of the steps of retraining · trains: the modules that move, all
     without it · start: from the weights of the phase before, or from random ones · as_training: with
-    batch size, learning rate and warm-up of the run's training · prepare: looks at one pass of forget batches
-    before the first step, may put hooks on parameters, and returns the sample gradients it took · bounds: largest allowed
-    value of measures · level_of: the level to reach of each group, and `reached` how much of it ends phase 1 · retain_floor:
+    batch size, learning rate and warm-up of the run's training · prepare: is offered one pass of forget batches before the
+    first step, may move parameters or put hooks on them, and returns the sample gradients it took · bounds: largest allowed
+    value of measures · levels: the level to reach of each group, and `reached` how much of it ends phase 1 · retain_floor:
     phase 1 goes back to its last good state where unseen retained images lose more than this factor of the original's loss.
     """
 
@@ -159,7 +160,7 @@ class RetainConfig:
 
 
 @record
-class JointConfig:
+class PairedConfig:
     """A phase that reads retained and forget images side by side."""
 
     share: PositiveFloat = 0.15
@@ -168,8 +169,6 @@ class JointConfig:
     """Global batch of retained images."""
     forget_batch_size: Positive = 32
     """Global batch of forget images beside it."""
-    forget_weight: NotNegativeFloat = 1.0
-    """Alpha, the weight of the forget term."""
     learning_rate: PositiveFloat = 5e-4
     """Peak of AdamW's cosine schedule."""
     warmup_steps: NotNegative = 5
@@ -189,6 +188,14 @@ class JointConfig:
             share=self.share,
             **more,
         )
+
+
+@record
+class JointConfig(PairedConfig):
+    """The same, with a weight between the two terms that is set beforehand."""
+
+    forget_weight: NotNegativeFloat = 1.0
+    """Alpha, the weight of the forget term."""
 
 
 def group_means(losses: Tensor, batch: Batch, groups: int, context: LossContext) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from pipeline.config import PositiveFloat
 from pipeline.data.stream import Batch
 from pipeline.errors import ConfigError
 from pipeline.methods import li_et_al
-from pipeline.methods.base import JointConfig, LossContext, Losses, PhasePlan, joint_losses, mean_loss
+from pipeline.methods.base import LossContext, Losses, PairedConfig, PhasePlan, joint_losses, mean_loss
 from pipeline.records import record
 
 __all__ = ["Config", "EpsConstrained", "build"]
@@ -28,7 +28,7 @@ __all__ = ["Config", "EpsConstrained", "build"]
 class Config:
     """One phase that moves the encoder only."""
 
-    retain: JointConfig = JointConfig()
+    retain: PairedConfig = PairedConfig()
     control: PositiveFloat = 0.5
     """Wanted progress of forgetting in each step, as a share of what plain descent on it would make."""
 
@@ -42,18 +42,27 @@ class EpsConstrained:
 
     def loss(self, model: nn.Module, batch: tuple[Batch, Batch]) -> Losses:
         """The loss of (retained, forgotten)."""
+        weight = self._weight(batch)
         kept, lost = self._terms(model, batch)
-        utility, _, _ = mean_loss(kept, batch[0], self._context)
-        forgetting, _, _ = mean_loss(lost, batch[1], self._context)
-        moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        losses = joint_losses(self._context, kept, batch[0], lost, batch[1], weight)
+        return Losses(total=losses.total, measures={**losses.measures, "weight": weight}, samples=2 * losses.samples)
+
+    def _weight(self, batch: tuple[Batch, Batch]) -> float:
+        """w of this step, from a forward pass of its own beside the engine.
+
+        DeepSpeed begins a step's reduction with the first gradient that is taken of its engine's answers, whatever it is of.
+        """
+        bare = self._context.shape()
+        moving = [parameter for parameter in bare.parameters() if parameter.requires_grad]
         if any(hasattr(parameter, "ds_id") for parameter in moving):
             raise ConfigError("method: eps_constrained needs whole gradients; ZeRO 3 partitions them", "set engine.zero_stage=2")
+        kept, lost = self._terms(bare, batch)
+        utility, _, _ = mean_loss(kept, batch[0], self._context)
+        forgetting, _, _ = mean_loss(lost, batch[1], self._context)
         first, second = (self._whole(objective, moving) for objective in (forgetting, utility))
         length = float(first @ first)
         psi = self._config.control * length
-        weight = max(0.0, (psi - float(first @ second)) / length) if length > 0 else 0.0
-        losses = joint_losses(self._context, kept, batch[0], lost, batch[1], weight)
-        return Losses(total=losses.total, measures={**losses.measures, "weight": weight}, samples=2 * losses.samples)
+        return max(0.0, (psi - float(first @ second)) / length) if length > 0 else 0.0
 
     def _whole(self, objective: Tensor, moving: list[nn.Parameter]) -> Tensor:
         """The gradient over all ranks as one vector, fp64."""

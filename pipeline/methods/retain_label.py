@@ -7,8 +7,10 @@ batches. Which retained image stands in depends on the number of ranks, for a ra
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,7 +43,9 @@ class RetainLabel:
         with torch.no_grad():
             theirs = self._context.teacher()(*self._context.views(retained), "prediction").float()
         real = torch.nonzero(self._context.weights(retained)).flatten()  # padding is no image
-        real = real if len(real) else torch.arange(len(theirs), device=theirs.device)
+        if not len(real):  # nobody to stand in on this rank: its forget images wait for another step
+            forgotten = dataclasses.replace(forgotten, weights=np.zeros_like(forgotten.weights))
+            real = torch.arange(len(theirs), device=theirs.device)
         partner = real[torch.arange(len(predicted), device=real.device) % len(real)]
         lost = self._context.shape().distance(predicted, theirs[partner], views[2])
         return joint_losses(self._context, kept, retained, lost, forgotten, self._config.retain.forget_weight)

@@ -49,7 +49,8 @@ class SalUn:
         allowed = min(len(flat), max(1, round(self._config.salient_share * len(flat))))
         threshold = torch.kthvalue(flat, len(flat) - allowed + 1).values
         for parameter, size in zip(moving, sizes, strict=True):
-            parameter.register_hook(_masked((size >= threshold).to(parameter.device)))
+            salient = (size >= threshold) & (size > 0)  # where many have no gradient, the threshold itself is 0
+            parameter.register_hook(_masked(salient.to(parameter.device)))
         return samples
 
     def retention(self) -> PhasePlan:

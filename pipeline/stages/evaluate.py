@@ -6,6 +6,7 @@ the number of ranks. Computed in fp32 whatever the precision of training.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import shutil
@@ -36,6 +37,7 @@ from pipeline.evaluation.summary import REFERENCE, Place, summarise
 from pipeline.models.base import ImageModel
 from pipeline.records import FileRef, Group
 from pipeline.stages.runner import Job, Result, read_manifest
+from pipeline.stages.seeing import Eyes, Seen
 from pipeline.storage import publish, publish_bytes
 
 __all__ = ["run"]
@@ -72,17 +74,26 @@ def run(job: Job) -> Result:
     }
     slices = choose(tables, manifest.groups, seed=config.seed, max_samples=config.evaluation.max_samples)
     task: Task = component.build("task", config.task)
+    eyes = Eyes(config.evaluation, ranks.device)
     try:
-        parts = ranks.gather(_measure(models, task, slices, readers, config.evaluation.batch_size, ranks))
+        parts = ranks.gather(_measure(models, task, slices, readers, config.evaluation.batch_size, eyes, ranks))
         if not job.first:
             return Result(outputs=())
-        scores = _assemble(parts, slices, list(models))
+        scores = _assemble([measured for measured, _ in parts], slices, list(models))
         grids = _publish_grids(job, models, task, slices, readers, manifest.groups, ranks.device)
     finally:
         for reader in readers.values():
             reader.close()
     resampling = Resampling(seed=config.seed, resamples=config.evaluation.bootstrap, confidence=config.evaluation.confidence)
-    evaluations = summarise(scores, [(item.split, item.group) for item in slices], resampling, tuple(_writers(job)))
+    subjects = tuple(_writers(job))
+    seen = eyes.figures([part for _, part in parts], slices, subjects, list(models), resampling)
+    evaluations = summarise(scores, [(item.split, item.group) for item in slices], resampling, subjects)
+    evaluations = dataclasses.replace(
+        evaluations,
+        evaluations=tuple(
+            dataclasses.replace(item, results=item.results + seen[item.subject]) for item in evaluations.evaluations
+        ),
+    )
     publish_bytes(job.path("evaluation.json"), canonical(evaluations))
     publish_bytes(job.path("evaluation/errors.npz"), _pack(scores, slices, manifest.groups))
     counts = {item.name: len(item.indices) for item in slices}
@@ -148,10 +159,12 @@ def _measure(
     slices: list[Slice],
     readers: Mapping[str, ImageReader],
     batch_size: int,
+    eyes: Eyes,
     ranks: ProcessGroup,
-) -> dict[tuple[int, int, str], dict[str, Floats]]:
-    """This rank's batches: (slice, first image, subject) -> scores of the batch."""
-    found = {}
+) -> tuple[dict[tuple[int, int, str], dict[str, Floats]], Seen]:
+    """This rank's batches: (slice, first image, subject) -> scores of the batch, and what extractors saw of it."""
+    found: dict[tuple[int, int, str], dict[str, Floats]] = {}
+    seen: Seen = {}
     for turn, (number, start) in enumerate(_batches(slices, batch_size)):
         if turn % ranks.world_size != ranks.rank:
             continue
@@ -167,7 +180,8 @@ def _measure(
                     "train it again with a lower learning rate, or in fp32",
                 )
             found[number, start, subject] = scores
-    return found
+        seen |= eyes.look(number, start, truth, answers)
+    return found, seen
 
 
 def _batches(slices: list[Slice], batch_size: int) -> Iterator[tuple[int, int]]:
