@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.config import EngineConfig
 from pipeline.engine.distributed import ProcessGroup
@@ -93,6 +94,7 @@ class Backend:
             parameter.register_hook(self._watch)
         if engine.compile:
             model.compile()
+        exact = {n: p.detach().cpu().clone() for n, p in model.named_parameters()} if engine.precision == "bf16" else {}
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_clipping": optimizer.clip,
@@ -106,7 +108,32 @@ class Backend:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
+        self._restore_masters(exact)
         self.engine.checkpoint_engine = _safe_engine(self.engine.checkpoint_engine)
+
+    def _restore_masters(self, exact: dict[str, Tensor]) -> None:
+        """Set the fp32 master weights to what the model came with: DeepSpeed makes them from the weights cast to bf16.
+
+        At stage 0 it hides them; there a phase starts from the rounded weights.
+        """
+        from deepspeed.utils import (
+            safe_get_full_fp32_param,
+            safe_get_local_fp32_param,
+            safe_set_full_fp32_param,
+            safe_set_local_fp32_param,
+        )
+
+        for name, parameter in zip(self._names, self.engine.module.parameters(), strict=True):
+            if not exact or name in self._frozen:
+                continue
+            whole = exact[name].to(self._group.device)
+            if hasattr(parameter, "ds_id"):
+                # By hand, because DeepSpeed's setter fails where the last rank's partition holds padding alone.
+                size = safe_get_local_fp32_param(parameter).numel()
+                padded = functional.pad(whole.flatten(), (0, size * self._group.world_size - whole.numel()))
+                safe_set_local_fp32_param(parameter, padded[size * self._group.rank :][:size])
+            elif safe_get_full_fp32_param(parameter) is not None:
+                safe_set_full_fp32_param(parameter, whole)
 
     def _watch(self, gradient: Tensor) -> None:
         # Checked here, before ZeRO reduces: a non-finite norm there is encoded as -1 and clipping by it turns the

@@ -39,6 +39,24 @@ def _backend(stage: int, precision: str, seed: int = 0, *, compiled: bool = Fals
     )
 
 
+def untouched() -> dict[str, tuple[dict, dict]]:
+    found = {}
+    for stage in (1, 2, 3):
+        torch.manual_seed(0)
+        given = build(Config(image_size=8, width=16, latent=16)).state_dict()
+        backend = _backend(stage, "bf16")
+        found[stage] = ({name: tensor.clone() for name, tensor in given.items()}, backend.weights())
+        backend.close()
+    return found
+
+
+@pytest.mark.distributed
+def test_master_weights_are_the_given_ones_not_their_bf16_rounding() -> None:
+    for stage, (given, kept) in run_distributed(untouched, 2)[0].items():
+        for name, tensor in given.items():
+            assert torch.equal(tensor, kept[name]), f"stage {stage}: {name}"
+
+
 def resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
     answers = {}
     for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16", "autocast")):
