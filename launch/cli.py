@@ -7,6 +7,7 @@ What a command needs is imported inside it, so that `unlearn --help` answers at 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ def run(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
         from pipeline.config import read_batch, resolve
         from pipeline.storage import join
 
-        config = resolve(run, overrides)
+        config = dataclasses.replace(resolve(run, overrides), methods={})  # `methods` is for `unlearn compare`
         speech = sys.stderr if as_json else sys.stdout
         outcome = run_chain(config, read_batch(config), say=lambda line: print(line, file=speech, flush=True), to_stderr=as_json)
         report = read_report(outcome.folder)
@@ -105,6 +106,59 @@ def run(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
         for line in report.get("headline", []):
             print(line)
         print(f"report: {page}")
+
+
+@app.command()
+def compare(
+    run: Run,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="A,B,C", help="Methods to compare; without it the run file's `methods`, or all.")
+    ] = "",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many seeds, from the run's own on.")] = 1,
+    cost_budget: Annotated[float, typer.Option("--cost-budget", min=0, help="Cost that is in budget, of retraining.")] = 0.20,
+    loss_budget: Annotated[
+        float, typer.Option("--loss-budget", min=0, help="More error on unseen kept images than retrained that is in budget.")
+    ] = 0.03,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown, with its command.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set several methods side by side, with one original and one retrained model a seed; go on where it stopped."""
+    with _answering():
+        from launch.compare import command, compare_methods
+        from launch.show import markdown, print_json, print_table
+        from pipeline.config import read_batch, resolve
+        from pipeline.errors import ConfigError
+        from pipeline.orders import Budget
+
+        chosen = [name for word in methods.split(",") if (name := word.strip())]
+        if methods and not chosen:
+            raise ConfigError("--methods: no name", "write e.g. --methods decouple,salun")
+        config, budget = resolve(run, overrides, compare=chosen), Budget(cost=cost_budget, loss=loss_budget)
+        quiet = as_json or as_markdown
+        speech = sys.stderr if quiet else sys.stdout
+        found = compare_methods(
+            config,
+            read_batch(config),
+            seeds=seeds,
+            budget=budget,
+            say=lambda line: print(line, file=speech, flush=True),
+            to_stderr=quiet,
+        )
+        table = found.facts["table"]
+        if as_json:
+            facts = {"folder": found.folder, "report": found.page, "ran": found.ran, "up_to_date": found.current}
+            print_json({**facts, "summary": found.facts["summary"], "table": table})
+            return
+        if as_markdown:
+            print(f"`{command(run, overrides or [], methods, seeds, budget)}`\n\n{markdown(table['columns'], table['rows'])}\n")
+            print(table["note"])
+            return
+        if not found.ran:
+            print(f"nothing to do: all {len(found.current)} stages are up to date")
+        print()
+        print_table(table["columns"], table["rows"])
+        print(f"\n{table['note']}\n{found.facts['summary']}\ncomparison: {found.page}")
 
 
 @app.command()
@@ -149,7 +203,7 @@ def plan(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None
         from pipeline.config import read_batch, resolve
         from pipeline.orders import BatchOrder, Forecast
 
-        config = resolve(run, overrides)
+        config = dataclasses.replace(resolve(run, overrides), methods={})
         batch = read_batch(config)
         order = BatchOrder(config=config, batch=batch)
         planned = make_plan(config, batch, lambda: carry_out("forecast", order, Forecast, to_stderr=as_json))

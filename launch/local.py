@@ -24,12 +24,21 @@ from launch.worker import run_worker
 from pipeline.chain import CHAIN, StageSpec, chain_for, current_receipt, read_receipt
 from pipeline.config import RunConfig, run_folder
 from pipeline.decode import canonical, decode, plain
-from pipeline.errors import ConfigError, IntegrityError, Preempted, StorageError, UnlearnError
+from pipeline.errors import CheckpointError, ConfigError, GateFailed, IntegrityError, Preempted, StorageError, UnlearnError
 from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, is_local, join, lock, publish_bytes, read_bytes, remove_tree
 
-__all__ = ["Outcome", "check_parts", "read_report", "refuse_erased", "refuse_other_batch", "run_chain", "stages_to_run"]
+__all__ = [
+    "MethodFailed",
+    "Outcome",
+    "check_parts",
+    "read_report",
+    "refuse_erased",
+    "refuse_other_batch",
+    "run_chain",
+    "stages_to_run",
+]
 
 LOCK_SECONDS = 10.0
 Say = Callable[[str], None]
@@ -42,6 +51,14 @@ class Outcome:
     folder: str
     ran: tuple[str, ...]
     current: tuple[str, ...]
+
+
+class MethodFailed(Exception):
+    """In a comparison one method failed by its own fault, after the stages `ran`; the others can go on without it."""
+
+    def __init__(self, method: str, stage: str, fault: UnlearnError, ran: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{stage}: {fault.message}")
+        self.method, self.stage, self.fault, self.ran = method, stage, fault, ran
 
 
 def stages_to_run(config: RunConfig, folder: str) -> list[StageSpec]:
@@ -153,6 +170,7 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
 
     Raises:
         UnlearnError: what refused or failed, as the worker named it.
+        MethodFailed: the same, where it is one compared method's own fault.
     """
     folder = run_folder(config, batch)
     refuse_other_batch(folder, batch_digest(batch))
@@ -161,7 +179,7 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
     if exists(join(folder, "config.yaml")) and not stages_to_run(config, folder):
         return Outcome(folder=folder, ran=(), current=names)
     check_parts(config, to_stderr=to_stderr)
-    machine, ran = torchrun.resources(config.launch), []
+    machine, ran = torchrun.resources(config.launch), list[str]()
     with _no_trace_of_refusal(folder), _patient_lock(folder, say) as handle:
         refuse_other_batch(folder, batch_digest(batch))
         _remove_parts(folder)
@@ -173,11 +191,23 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
                     say(f"{spec.name}: up to date")
                     continue
                 say(f"{spec.name}: {spec.title}")
-                _run_stage(spec, config, folder, machine, handle, say, to_stderr)
+                try:
+                    _run_stage(spec, config, folder, machine, handle, say, to_stderr)
+                except (CheckpointError, ConfigError, GateFailed) as fault:
+                    if method := _method_to_blame(config, spec, fault):
+                        raise MethodFailed(method, spec.name, fault, tuple(ran)) from None
+                    raise
                 ran.append(spec.name)
         finally:
             _remove_parts(folder)
     return Outcome(folder=folder, ran=tuple(ran), current=tuple(name for name in names if name not in ran))
+
+
+def _method_to_blame(config: RunConfig, spec: StageSpec, fault: UnlearnError) -> str:
+    """The compared method whose stage, or whose model in the evaluation, failed; empty where it is no method's."""
+    # A model that diverged may only show it when it answers; the evaluation's message begins with its name.
+    named = (name for name in config.methods if fault.message.startswith(f"{name} model: "))
+    return spec.variant or (next(named, "") if spec.name == "evaluate" else "")
 
 
 def _run_stage(

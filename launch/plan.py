@@ -137,7 +137,8 @@ def _state(
     waits = any(before.get(name, "up to date") != "up to date" for name in spec.needs)
     if not waits and current_receipt(config, folder, spec):
         return "up to date"
-    return "resumes" if not waits and exists(join(folder, "checkpoints", spec.name, "last")) else "to run"
+    home = join(folder, "methods", spec.variant) if spec.variant else folder
+    return "resumes" if not waits and exists(join(home, "checkpoints", spec.module, "last")) else "to run"
 
 
 def _sample_gradients(config: RunConfig, folder: str, spec: StageSpec, data: Forecast | None, state: str) -> int | None:

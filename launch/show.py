@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.decode import plain
 
-__all__ = ["print_json", "print_table", "report_rows", "size_text"]
+__all__ = ["markdown", "print_json", "print_table", "report_rows", "size_text"]
 
 SUBJECTS = ("original", "unlearned", "retrained")
 
@@ -37,6 +37,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _is_figure(cell: str) -> bool:
     return not cell or cell[0].isdigit() or cell in ("not computed", "-")
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown; cells keep their words and lose what would end them."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def print_json(value: Any) -> None:

@@ -12,10 +12,11 @@ from typing import Literal
 import yaml
 
 from launch.local import refuse_other_batch
-from pipeline.chain import CHAIN, chain_for, config_digest, read_receipt
+from pipeline.chain import CHAIN, PHASES, chain_for, config_digest, read_receipt
 from pipeline.config import RunConfig
 from pipeline.decode import decode, digest
 from pipeline.errors import ConfigError, IntegrityError, StorageError, UnlearnError
+from pipeline.layers import SAFE_NAME
 from pipeline.records import Erasure, FileRef, Manifest, Receipt, ShardRef, record
 from pipeline.storage import absolute, exists, hash_file, is_local, join, list_files, read_bytes
 
@@ -143,11 +144,17 @@ def _receipts(folder: str, config: RunConfig | None, faults: list[str]) -> dict[
         for name, recorded in receipt.inputs.items():
             if name in found and digest(found[name].outputs) != recorded:
                 faults.append(f"stage {stage_name}: was made from other outputs of stage {name}")
-    known = {f"{spec.name}.json" for spec in CHAIN}
     for uri in list_files(join(folder, "receipts")):
-        if uri.rsplit("/", 1)[-1] not in known:
+        if not _of_a_stage(uri.rsplit("/", 1)[-1], compares=bool(config and config.methods)):
             faults.append(f"{uri}: not a receipt of any stage")
     return found
+
+
+def _of_a_stage(file: str, *, compares: bool) -> bool:
+    """Whether a receipt is called as one of a stage is; a comparison may have had methods that it has no more."""
+    name, dot, variant = file.removesuffix(".json").partition(".")
+    of_method = compares and name in PHASES and SAFE_NAME.fullmatch(variant)
+    return file.endswith(".json") and (bool(of_method) if dot else any(name == spec.name for spec in CHAIN))
 
 
 def _manifest(folder: str, hashes: _Hashes, faults: list[str]) -> tuple[int, int]:

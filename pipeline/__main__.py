@@ -1,5 +1,5 @@
 """Worker entry: `python -m pipeline STAGE FOLDER` runs one stage on this process; `check FILE` decodes a configuration;
-`index`, `tombstone`, `forecast` and `erase` take an order as a JSON file and leave `answer.json` beside it.
+`index`, `tombstone`, `forecast`, `erase` and `compare` take an order as a JSON file and leave `answer.json` beside it.
 
 torchrun starts one such process a rank. A named failure goes as JSON to the file that `UNLEARN_ERROR_FILE` names (the
 first rank to fail writes it) and ends the process with the error's exit code.

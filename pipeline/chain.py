@@ -16,8 +16,10 @@ from pipeline.storage import exists, join, publish_bytes, read_bytes, size
 
 __all__ = [
     "CHAIN",
+    "PHASES",
     "StageSpec",
     "chain_for",
+    "chain_of_method",
     "config_digest",
     "current_receipt",
     "for_variant",
@@ -67,7 +69,7 @@ CHAIN: tuple[StageSpec, ...] = (
     ),
 )
 _SPECS = {spec.name: spec for spec in CHAIN}
-_PHASES = {"calibrate": "calibration", "forget": "forget", "retain": "retain"}
+PHASES = {"calibrate": "calibration", "forget": "forget", "retain": "retain"}
 """Stages that a method decides on, and the part of its section that asks for them."""
 
 
@@ -76,17 +78,17 @@ def for_variant(config: RunConfig, variant: str) -> RunConfig:
     return dataclasses.replace(config, method=config.methods[variant]) if variant else config
 
 
-def _unlearning(config: RunConfig, variant: str) -> list[StageSpec]:
-    """The stages of one method: the parts that its section names."""
+def chain_of_method(config: RunConfig, variant: str = "") -> list[StageSpec]:
+    """The stages of one method, of a comparison's `variant` or the run's own: the parts that its section names."""
     section = for_variant(config, variant).method
-    return [_of_variant(_SPECS[name], variant) for name, part in _PHASES.items() if section.get(part) is not None]
+    return [_of_variant(_SPECS[name], variant) for name, part in PHASES.items() if section.get(part) is not None]
 
 
 def _of_variant(spec: StageSpec, variant: str) -> StageSpec:
     """A stage of one method, in a comparison under the method's name."""
     if not variant:
         return spec
-    needs = tuple(f"{name}.{variant}" if name in _PHASES else name for name in spec.needs)
+    needs = tuple(f"{name}.{variant}" if name in PHASES else name for name in spec.needs)
     return dataclasses.replace(
         spec, name=f"{spec.name}.{variant}", title=f"{variant}: {spec.title}", needs=needs, variant=variant
     )
@@ -100,10 +102,13 @@ def chain_for(config: RunConfig) -> tuple[StageSpec, ...]:
     """
     variants = list(config.methods) or [""]
     chain = [_SPECS["shard"], _SPECS["train"], *([_SPECS["retrain"]] if config.reference != "none" else [])]
-    phases = [spec for variant in variants for spec in _unlearning(config, variant)]
+    phases = [spec for variant in variants for spec in chain_of_method(config, variant)]
     evaluate = _SPECS["evaluate"]
     if config.methods:
-        evaluate = dataclasses.replace(evaluate, needs=(*evaluate.needs, *(spec.name for spec in phases)))
+        # A method without a phase has no stage that could be needed; its name counts all the same.
+        evaluate = dataclasses.replace(
+            evaluate, needs=(*evaluate.needs, *(spec.name for spec in phases)), sections=(*evaluate.sections, "methods")
+        )
     chain += [*phases, evaluate, *([] if config.methods else [_SPECS["release"]])]
     names = {spec.name for spec in chain}
     return tuple(dataclasses.replace(spec, needs=tuple(need for need in spec.needs if need in names)) for spec in chain)

@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import RunConfig, ShardsConfig
+from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
 from pipeline.records import RequestBatch, record
 
-__all__ = ["ACTS", "BatchOrder", "EraseOrder", "ErasurePlan", "Forecast", "IndexAnswer", "IndexOrder", "TombstoneAnswer"]
+__all__ = [
+    "ACTS",
+    "BatchOrder",
+    "Budget",
+    "CompareAnswer",
+    "CompareOrder",
+    "ComparedRun",
+    "EraseOrder",
+    "ErasurePlan",
+    "Forecast",
+    "IndexAnswer",
+    "IndexOrder",
+    "TombstoneAnswer",
+]
 
 
 @record
@@ -94,10 +107,49 @@ class ErasurePlan:
     remaining: tuple[str, ...]
 
 
+@record
+class ComparedRun:
+    """One seed's run of a comparison. `failed` says of each method that is not in its evaluation why; `folder` is empty
+    where none was left to evaluate."""
+
+    seed: int
+    folder: str
+    failed: Mapping[str, str]
+
+
+@record
+class Budget:
+    """What a method may cost, as a share of retraining, and lose on unseen retained images, over the retrained model."""
+
+    cost: NotNegativeFloat = 0.20
+    loss: NotNegativeFloat = 0.03
+
+
+@record
+class CompareOrder:
+    """Draw up the comparison of finished runs in `folder`. `made_from` is noted in it, and tells whether it is current."""
+
+    folder: str
+    name: str
+    methods: Mapping[str, Mapping[str, Any]]
+    runs: tuple[ComparedRun, ...]
+    budget: Budget
+    made_from: str
+
+
+@record
+class CompareAnswer:
+    """The files of the comparison, in its folder."""
+
+    folder: str
+    files: tuple[str, ...]
+
+
 ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
+    "compare": CompareOrder,
 }
 """The order that each act takes."""

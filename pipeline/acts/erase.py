@@ -106,6 +106,8 @@ def _finished(folder: str) -> Job:
         raise ConfigError(f"{folder}: no run lies here", "name a run folder, the one that `unlearn run` printed")
     # The output folder is where the run lies now: it may have been moved or copied since it was written down.
     config = dataclasses.replace(read_run(folder), output=join(folder, ".."))
+    if config.methods:
+        raise ConfigError(f"{folder}: a comparison, which releases no model", "erase with the run whose model is released")
     if read_receipt(folder, NEEDED) is None:
         raise ConfigError(f"{folder}: the run has not ended, and needs these images to unlearn them", "run it to its end first")
     return Job(spec=stage(NEEDED, config), config=config, folder=folder)

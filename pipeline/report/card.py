@@ -27,7 +27,7 @@ def render(facts: dict[str, Any]) -> str:
         _table(facts["table"]),
         f"Mean squared error in the hidden region, with {facts['confidence'] * 100:g} % bootstrap intervals.\n",
         "## What may be claimed\n",
-        f"**{claims['words']}.** Retention: {retention['mode']}.\n",
+        f"**{claims['words']}.** {_retention(retention['mode'])}\n",
         _bullets(claims["reasons"]),
         "Not claimed:\n",
         _bullets(claims["not_claimed"]),
@@ -36,6 +36,10 @@ def render(facts: dict[str, Any]) -> str:
         f"sha256 of the weights: `{facts['provenance']['weights']['sha256']}`.\n",
     ]
     return "\n".join(parts)
+
+
+def _retention(mode: str) -> str:
+    return "No phase 2." if mode == "none" else f"Retention: {mode}."
 
 
 def _plain(text: str) -> str:

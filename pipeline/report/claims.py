@@ -35,12 +35,14 @@ def claims(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reasons(facts: dict[str, Any]) -> list[str]:
+    if not any(phase["phase"] in ("forget", "retain") for phase in facts["done"]["phases"]):
+        return ["The method moves no weight: the released model is the original, and holds what it held."]
     reasons = [
-        "At best it can be shown how far gradient ascent moved the model from the original. Forgetting is about its distance "
+        "At best it can be shown how far unlearning moved the model from the original. Forgetting is about its distance "
         "to a model that never saw the images, and no bound covers that.",
         "No calibrated noise was added, so nothing hides what the weights may still hold.",
     ]
-    if facts["done"]["retention"]["mode"] == "guarded":
+    if facts["done"]["retention"]["mode"] in ("guarded", "joint"):
         reasons.append(f"In this run {facts['done']['retention']['excludes']}.")
     return reasons
 

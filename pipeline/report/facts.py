@@ -17,7 +17,7 @@ from pipeline.records import Calibration, Evaluations, FileRef, Manifest, Metric
 from pipeline.report.claims import claims
 from pipeline.report.headline import headline
 
-__all__ = ["SUBJECTS", "Evidence", "build_facts"]
+__all__ = ["SPLITS", "SUBJECTS", "Evidence", "asked", "build_facts", "versions"]
 
 SUBJECTS = ("original", "unlearned", "retrained")
 PHASES = ("train", "retrain", "calibrate", "forget", "retain")
@@ -52,7 +52,7 @@ def build_facts(evidence: Evidence) -> dict[str, Any]:
         "schema": "report/1",
         "run_id": manifest.run_id,
         "name": config.name,
-        "asked": _asked(manifest),
+        "asked": asked(manifest),
         "done": _done(evidence),
         "levels": [plain(level) for level in evidence.calibration.levels] if evidence.calibration else [],
         "splits": dict(SPLITS),
@@ -72,7 +72,8 @@ def build_facts(evidence: Evidence) -> dict[str, Any]:
     return facts
 
 
-def _asked(manifest: Manifest) -> dict[str, Any]:
+def asked(manifest: Manifest) -> dict[str, Any]:
+    """What the requests of a batch named."""
     groups = [
         {
             "name": group.name,
@@ -95,11 +96,13 @@ def _asked(manifest: Manifest) -> dict[str, Any]:
 
 def _done(evidence: Evidence) -> dict[str, Any]:
     # What was done counts, not what was asked for: with no group left to forget, a guarded run reads no forget image.
-    guarded = "retain" in evidence.receipts and bool(evidence.receipts["retain"].facts["reads_forget"])
-    excludes = "phase 2 reads forget images, which excludes the certified route" if guarded else ""
+    retained = evidence.receipts.get("retain")
+    reads = retained is not None and bool(retained.facts["reads_forget"])
+    excludes = "phase 2 reads forget images, which excludes the certified route" if reads else ""
+    beside = "guarded" if evidence.config.method["component"] == "decouple" else "joint"
     return {
         "component": {part: getattr(evidence.config, part)["component"] for part in ("source", "model", "task", "method")},
-        "retention": {"mode": "guarded" if guarded else "plain", "excludes": excludes},
+        "retention": {"mode": "none" if retained is None else beside if reads else "plain", "excludes": excludes},
         "phases": [plain(evidence.phases[name]) for name in PHASES if name in evidence.phases],
         "engine": plain(evidence.config.engine),
     }
@@ -192,6 +195,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in VERSIONS}}
+
+
 def _provenance(evidence: Evidence) -> dict[str, Any]:
     receipts = [
         {
@@ -211,5 +219,5 @@ def _provenance(evidence: Evidence) -> dict[str, Any]:
         "splits": {split.name: split.keys_digest for split in evidence.manifest.splits},
         "seed": evidence.manifest.seed,
         "receipts": receipts,
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in VERSIONS}},
+        "versions": versions(),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.report.numbers import NOT_COMPUTED, between, count, decimals, ratio, share
 
-__all__ = ["headline", "worst_distance"]
+__all__ = ["deck", "headline", "worst_distance"]
 
 
 def worst_distance(facts: dict[str, Any]) -> dict[str, Any] | None:
@@ -25,7 +25,7 @@ def headline(facts: dict[str, Any]) -> dict[str, Any]:
     lines = [f"{figure['label']}: {figure['value']} ({figure['detail']})" for figure in figures]
     return {
         "summary": _summary(facts),
-        "deck": _deck(facts),
+        "deck": deck(facts),
         "key_figures": figures,
         "headline": [*lines, f"what may be claimed: {facts['claims']['words']}"],
     }
@@ -45,7 +45,8 @@ def _summary(facts: dict[str, Any]) -> str:
     return "On forgotten images, the model still errs differently from a model retrained without them."
 
 
-def _deck(facts: dict[str, Any]) -> str:
+def deck(facts: dict[str, Any]) -> str:
+    """What was asked, in one line."""
     asked = facts["asked"]
     classes = [group for group in asked["groups"] if group["kind"] == "class"]
     singles = sum(group["samples"] for group in asked["groups"] if group["kind"] == "images")

@@ -19,7 +19,7 @@ from pipeline.report import numbers
 from pipeline.report.facts import PHASES, SUBJECTS
 from pipeline.report.plots import Picture, curves, histogram, log_bins, shares
 
-__all__ = ["Material", "render"]
+__all__ = ["Material", "environment", "render"]
 
 PHASE_TITLES: Mapping[str, str] = {
     "train": "Training of the original",
@@ -59,7 +59,28 @@ class Material:
 
 def render(facts: dict[str, Any], material: Material) -> str:
     """The page as HTML text."""
-    environment = jinja2.Environment(
+    return (
+        environment()
+        .get_template("template.html.j2")
+        .render(
+            facts=facts,
+            subjects=SUBJECTS,
+            axis=_axis(facts["table"]),
+            histograms=_histograms(facts, material.errors),
+            grids=_grids(facts, material.grids),
+            training=_training(facts, material.metrics),
+            figures=_figures(facts),
+            phase_titles=PHASE_TITLES,
+            reasons=REASONS,
+            found=FOUND,
+            reference=any(name.startswith("retrained/") for name in material.errors),
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """The templates beside this file, with escaping, strict names, and numbers and pictures as text."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -67,21 +88,9 @@ def render(facts: dict[str, Any], material: Material) -> str:
         lstrip_blocks=True,
     )
     for name in ("between", "count", "decimals", "duration", "ratio", "share", "size"):
-        environment.filters[name] = getattr(numbers, name)
-    environment.filters |= {"svg": _svg_uri, "png": _png_uri}
-    return environment.get_template("template.html.j2").render(
-        facts=facts,
-        subjects=SUBJECTS,
-        axis=_axis(facts["table"]),
-        histograms=_histograms(facts, material.errors),
-        grids=_grids(facts, material.grids),
-        training=_training(facts, material.metrics),
-        figures=_figures(facts),
-        phase_titles=PHASE_TITLES,
-        reasons=REASONS,
-        found=FOUND,
-        reference=any(name.startswith("retrained/") for name in material.errors),
-    )
+        made.filters[name] = getattr(numbers, name)
+    made.filters |= {"svg": _svg_uri, "png": _png_uri}
+    return made
 
 
 def _svg_uri(content: bytes) -> str:

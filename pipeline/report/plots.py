@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.numbers import decimals
 
-__all__ = ["Picture", "curves", "histogram", "log_bins"]
+__all__ = ["Palette", "Picture", "both", "curves", "histogram", "log_bins"]
 
 Floats = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def histogram(errors: Mapping[str, Floats], edges: Floats, *, top: float, level:
 
     medians = "; ".join(f"{name} {decimals(float(np.median(values)), 4)}" for name, values in errors.items() if len(values))
     marked = f" Level lambda {decimals(level, 4)}." if level is not None else ""
-    return _both(paint, f"Histogram of errors per image, {subject}. Medians: {medians}.{marked}")
+    return both(paint, f"Histogram of errors per image, {subject}. Medians: {medians}.{marked}")
 
 
 def shares(values: Floats, edges: Floats) -> Floats:
@@ -143,10 +143,11 @@ def curves(lines: Sequence[Mapping[str, Any]], labels: Mapping[str, str], *, sub
         axes.set_xlabel("step")
 
     ends = "; ".join(f"{labels.get(key, key)} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for key, points in series.items())
-    return _both(paint, f"Curves of {subject}: {ends}.")
+    return both(paint, f"Curves of {subject}: {ends}.")
 
 
-def _both(paint: Any, alt: str) -> Picture:
+def both(paint: Any, alt: str) -> Picture:
+    """What `paint(axes, palette)` draws, for light and for dark pages."""
     return Picture(light=_svg(paint, LIGHT), dark=_svg(paint, DARK), alt=alt)
 
 

@@ -1,6 +1,6 @@
 """A stand-in for `python -m pipeline`: writes real receipts without torch, and fails on demand.
 
-The environment variable FAKE_<STAGE> chooses what goes wrong: data-error, crash, kill, sleep, no-receipt.
+The environment variable FAKE_<STAGE> chooses what goes wrong: data-error, diverged, crash, kill, sleep, no-receipt.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 from pipeline.chain import CHAIN, config_digest, inputs_of, read_receipt, stage, write_receipt
 from pipeline.config import RunConfig
 from pipeline.decode import canonical, decode, digest
+from pipeline.orders import CompareAnswer
 from pipeline.records import FileRef, Group, Manifest, Receipt, RequestBatch, ShardRef, Split
 from pipeline.requests import batch_digest
 from pipeline.storage import hash_file, publish_bytes
@@ -30,6 +31,10 @@ def misbehave(how: str, name: str) -> None:
     """Fail in the way that is asked for."""
     if how == "data-error":
         entry = {"kind": "DataError", "message": f"{name}: label 'Trouzers': unknown", "cure": "say Trouser", "exit_code": 3}
+        Path(os.environ["UNLEARN_ERROR_FILE"]).write_text(json.dumps(entry) + "\n")
+        sys.exit(3)
+    if how.startswith("diverged"):
+        entry = {"kind": "CheckpointError", "message": f"{how.partition(' ')[2]}answers with NaN", "cure": "x", "exit_code": 3}
         Path(os.environ["UNLEARN_ERROR_FILE"]).write_text(json.dumps(entry) + "\n")
         sys.exit(3)
     if how == "crash":
@@ -59,6 +64,16 @@ def _files(name: str, folder: Path) -> list[str]:
         return ["report.html", "report.json"]
     _write(folder, f"weights/{name}.bin", name.encode())
     return [f"weights/{name}.bin"]
+
+
+def _compare(file: Path) -> None:
+    order = json.loads(file.read_text())
+    rows = [[f"{item['seed']} {name}", text] for item in order["runs"] for name, text in item["failed"].items()]
+    table = {"columns": ["method", "why"], "rows": rows, "note": f"of {len(order['runs'])} seeds"}
+    facts = {"made_from": order["made_from"], "table": table, "summary": f"methods: {', '.join(order['methods'])}"}
+    _write(Path(order["folder"]), "compare.html", b"<html></html>")
+    _write(Path(order["folder"]), "compare.json", json.dumps(facts).encode())
+    _write(file.parent, "answer.json", canonical(CompareAnswer(folder=order["folder"], files=())))
 
 
 def _write(folder: Path, name: str, content: bytes) -> str:
@@ -94,9 +109,15 @@ def _manifest(folder: Path, shard: FileRef, clean: FileRef, index: FileRef) -> M
 
 def main(name: str, where: str) -> None:
     """Act one stage, or the check of a configuration file."""
-    misbehave(os.environ.get(f"FAKE_{name.upper()}", ""), name)
+    how = os.environ.get(f"FAKE_{name.upper()}", "")
+    blamed = how.split()[1] if how.startswith("diverged ") else ""
+    if not blamed or f"{blamed}:" in (Path(where) / "config.yaml").read_text():
+        misbehave(how, name)
     if name == "check":
         decode(RunConfig, yaml.safe_load(Path(where).read_text()), where=where)
+        return
+    if name == "compare":
+        _compare(Path(where))
         return
     folder = Path(where)
     config = decode(RunConfig, yaml.safe_load((folder / "config.yaml").read_text()), where=where)

@@ -31,6 +31,9 @@ MEANS = {
     "unseen_retain": (0.0290, 0.0296, 0.0297),
 }
 
+WRITERS = {"retain": ("retain", "unlearned"), "forget": ("forget", "forgotten")}
+"""Stage and name of the last weights of a method, by the part of its section."""
+
 
 def config(**changes: Any) -> RunConfig:
     parts = {"source": {"component": "fashion_mnist"}, "model": {"component": "autoencoder", "width": 32}}
@@ -70,19 +73,22 @@ def build(
     reference: bool = True,
     already_unseen: bool = False,
     guarded: bool = True,
+    parts: tuple[str, ...] = ("calibration", "forget", "retain"),
     num: int = 200,
     pictures: np.ndarray | None = None,
 ) -> Job:
     """Write the run below `folder` and return the release stage's job.
 
     Args:
+        parts: of the method's section; the phases and stages that it has.
         pictures: uint8 [n, H, W, C] for the grids; noise without.
     """
     made = tuple(
         Group(name=name, kind=kind, labels=(number,), samples=2000 if kind == "class" else 200)  # type: ignore[arg-type]
         for number, (name, kind) in enumerate(groups)
     )
-    settings = config(reference="retrain" if reference else "none")
+    method = {"component": "decouple", **{part: {} for part in parts}}
+    settings = config(reference="retrain" if reference else "none", method=method)
     names = ("original", "forget", "retain", "calibration", "holdout")
     manifest = Manifest(
         run_id="demo-0123abcd",
@@ -107,15 +113,17 @@ def build(
     evaluations = summarise(found, places, Resampling(seed=0, resamples=200, confidence=0.95))
     outputs: dict[str, dict[str, bytes]] = {name: {} for name in stage("release", settings).needs}
     outputs["shard"]["manifest.json"] = canonical(manifest)
-    outputs["calibrate"]["calibration.json"] = canonical(calibration)
+    if "calibration" in parts:
+        outputs["calibrate"]["calibration.json"] = canonical(calibration)
     outputs["evaluate"]["evaluation.json"] = canonical(evaluations)
     outputs["evaluate"]["evaluation/errors.npz"] = _npz(found, made)
     pictures = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 1), dtype=np.uint8) if pictures is None else pictures
     rows = ("truth", "hidden input", "before", "after", "retrained")[: 5 if reference else 4]
     for number in (*range(len(made)), "retain"):
         outputs["evaluate"][f"evaluation/grid_{number}.png"] = draw([(row, pictures) for row in rows])
-    outputs["retain"]["checkpoints/unlearned/model.safetensors"] = b"weights" * 1000
-    _phases(outputs, reference)
+    writer, weights = next((pair for part, pair in WRITERS.items() if part in parts), ("train", "original"))
+    outputs[writer][f"checkpoints/{weights}/model.safetensors"] = b"weights" * 1000
+    _phases(outputs)
     for name, files in outputs.items():
         for uri, content in files.items():
             publish_bytes(os.path.join(folder, uri), content)
@@ -138,10 +146,10 @@ def _npz(found: dict[str, Any], groups: tuple[Group, ...]) -> bytes:
     return stream.getvalue()
 
 
-def _phases(outputs: dict[str, dict[str, bytes]], reference: bool) -> None:
+def _phases(outputs: dict[str, dict[str, bytes]]) -> None:
     work = {"train": (936, 120_000), "retrain": (846, 108_000), "calibrate": (47, 6_000), "forget": (34, 4_400)}
     for name, (steps, gradients) in {**work, "retain": (63, 8_000)}.items():
-        if name == "retrain" and not reference:
+        if name not in outputs:
             continue
         seen = 4_400 if name == "forget" else 0
         coverage = Coverage(

@@ -9,7 +9,7 @@ def facts(mode, value):
         "membership": [{"group": "g", "original": own, "unlearned": own, "power": False}],
         "utility": {"unlearned": none},
         "levels": [],
-        "done": {"retention": {"mode": mode, "excludes": "a guard reads forget images"}},
+        "done": {"retention": {"mode": mode, "excludes": "a guard reads forget images"}, "phases": [{"phase": "retain"}]},
     }
 
 
@@ -18,6 +18,12 @@ def test_words_never_promise_a_certificate():
     assert made["words"] == "measured; no certificate"
     assert any("guard" in reason for reason in made["reasons"])
     assert not any("guard" in reason for reason in claims(facts("plain", 0.4))["reasons"])
+
+
+def test_a_method_that_moves_nothing_is_not_said_to_have_moved_something():
+    done = {**facts("none", 0.4), "done": {"retention": {"mode": "none", "excludes": ""}, "phases": [{"phase": "retrain"}]}}
+    (reason,) = claims(done)["reasons"]
+    assert "the released model is the original" in reason
 
 
 def test_a_test_that_is_blind_is_called_blind():

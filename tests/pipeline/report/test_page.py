@@ -79,5 +79,18 @@ def test_page_says_what_was_already_unseen_and_how_retention_went(tmp_path):
     assert "excludes the certified route" in text
 
 
+@pytest.mark.parametrize("parts", [(), ("retain",), ("forget",), ("calibration", "forget")])
+def test_a_method_without_some_phases_reads_right(tmp_path, parts):
+    text, reader = page(tmp_path, parts=parts, guarded=False)
+    assert reader.open == []
+    assert ("This method uses no level" in text) == ("calibration" not in parts)
+    assert ("The method has no phase 2" in text) == ("retain" not in parts)
+    assert ("The method moves no weight" in text) == (parts == ())
+    assert ("Phase 1: forgetting" in text) == ("forget" in parts)
+    assert ("0.0 %" in text) == (parts == ()), "what costs nothing says so"
+    assert (tmp_path / "weights/model.safetensors").read_bytes() == b"weights" * 1000
+    assert ("No phase 2." in (tmp_path / "weights/README.md").read_text()) == ("retain" not in parts)
+
+
 def test_same_run_same_page(tmp_path):
     assert page(tmp_path)[0] == page(tmp_path)[0]
