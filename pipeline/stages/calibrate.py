@@ -75,6 +75,7 @@ def run(job: Job) -> Result:
     phase = Phase(job, job.spec.module)
     config = component.decode_config("method", job.config.method)
     original = phase.loaded("train", "original")
+    original.prepare_unlearning()  # lambda is a level of the loss that the phases will see
     calibrator = Calibrator(phase, original, config.calibration.samples)
     first = calibrator.measure(original)
     retain_error = float(first.unseen[first.retained].mean())
