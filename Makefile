@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/unlearn run demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not services and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not services and not gpu"
 
 test-services: .venv/installed-dev debian-packages azurite
 	$(BIN)/python -m pytest -m services
