@@ -47,8 +47,11 @@ def _check(file: str) -> None:
     for uri in remote_inputs(config):
         check_access(uri, write=False)
     with torch.device("meta"):
-        component.build("model", config.model)
-    component.build("task", config.task)
+        model = component.build("model", config.model)
+    # Not all models can do all tasks: a masked model needs something that is not hidden.
+    image = torch.zeros(1, model.channels, model.image_size, model.image_size)
+    _, region = component.build("task", config.task).degrade(image, torch.zeros(1, dtype=torch.int64))
+    model.admit(region)
     component.decode_config("source", config.source)
     for section in (config.method, *config.methods.values()):
         component.decode_config("method", section)

@@ -242,7 +242,7 @@ def resolve(run: str, overrides: list[str] | None = None, *, compare: Sequence[s
         run = str(files[run])
     elif not run.endswith((".yaml", ".yml")):
         raise ConfigError(f"no run is called '{run}'", f"{closest(run, list(files))}; or name a YAML file")
-    given, assigned = read_yaml(run), assignments(overrides or [])
+    given, assigned = read_yaml(run), assignments(overrides or [], GROUPS)
     for group in set(GROUPS) & set(given) & set(assigned):
         if isinstance(given[group], str):
             given[group] = {"component": given[group]}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def assignments(overrides: list[str]) -> dict[str, Any]:
-    """`["engine.zero_stage=2"]` -> `{"engine": {"zero_stage": 2}}`; values are read as YAML."""
+def assignments(overrides: list[str], groups: Collection[str] = ()) -> dict[str, Any]:
+    """`["engine.zero_stage=2"]` -> `{"engine": {"zero_stage": 2}}`; values are YAML, those of `groups` parts."""
     result: dict[str, Any] = {}
     for text in overrides:
         path, mark, value = text.partition("=")
@@ -79,6 +79,9 @@ def assignments(overrides: list[str]) -> dict[str, Any]:
             nested = value
         for key in reversed(path.split(".")):
             nested = {key: nested}
+        for group in set(groups) & set(nested):
+            if isinstance(nested[group], str):  # model=mae model.channels=3 in either order
+                nested[group] = {"component": nested[group]}
         result = merge(result, nested)
     return result
 

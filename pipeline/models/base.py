@@ -70,6 +70,10 @@ class ImageModel(nn.Module, abc.ABC):
         noise = normal(draws_B, prediction[0].numel(), purpose=91).view_as(prediction)
         return (0.5 + 0.25 * noise).clamp(0, 1)
 
+    def admit(self, region_B1HW: Tensor) -> None:
+        """Raise ConfigError where the model cannot work on a task with such a region; asked before a run begins."""
+        del region_B1HW
+
     def reset(self, module: nn.Module) -> None:
         """Give a module of `bottleneck` fresh random weights; a model whose library initialises otherwise overrides it."""
         for part in module.modules():

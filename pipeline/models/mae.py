@@ -89,6 +89,10 @@ class MaskedAutoencoder(ImageModel):
             switch: Any = getattr(self.net, "activation_checkpointing_enable", None) or self.net.gradient_checkpointing_enable
             switch({"use_reentrant": False})
 
+    def admit(self, region_B1HW: Tensor) -> None:
+        """Refuses a region that touches every patch."""
+        self._ranks(region_B1HW, torch.zeros(len(region_B1HW), dtype=torch.int64), "task")
+
     def _ranks(self, region_B1HW: Tensor, draws_B: Tensor, mask: str) -> tuple[Tensor, int]:
         """The order in which patches stay visible, fp32 [B, L], and how many do. Raises ConfigError where none can."""
         order_BL, kept = uniform(draws_B, self.side**2, purpose=31), self.kept

@@ -100,6 +100,10 @@ class VQGAN(ImageModel):
             switch = getattr(transformer, "activation_checkpointing_enable", None) or transformer.gradient_checkpointing_enable
             switch({"use_reentrant": False})
 
+    def admit(self, region_B1HW: Tensor) -> None:
+        """Refuses a region that touches every code."""
+        self._touched(region_B1HW)
+
     def _touched(self, region_B1HW: Tensor, *, refuse: bool = True) -> Tensor:
         """The codes that the region touches, bool [B, T]."""
         touched = functional.max_pool2d(region_B1HW.float(), self.cell).flatten(1) > 0

@@ -132,3 +132,10 @@ def test_numbers_that_are_not_finite_are_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match="not a finite number") as caught:
         resolve("clipart", [text])
     assert text.partition("=")[0].rpartition(".")[2] in caught.value.message
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_another_part_and_its_field_may_be_given_in_either_order(tmp_path: Path, turned: bool) -> None:
+    overrides = ["task=outpaint", "task.hidden_share=0.5"]
+    task = resolve(str(write_run_file(tmp_path)), overrides[::-1] if turned else overrides).task
+    assert (task["component"], task["hidden_share"]) == ("outpaint", 0.5)

@@ -247,6 +247,8 @@ def test_a_task_that_leaves_no_patch_visible_is_refused(whole: bool) -> None:
         model.complete(visible, region, draws)
     with pytest.raises(ConfigError, match="every patch"):
         _model("task")(visible, images, region, draws)
+    with pytest.raises(ConfigError, match="every patch"):
+        model.admit(region)
 
 
 SIZES = [({"image_size": 18}, "image_size"), ({"image_size": 4}, "image_size"), ({"width": 30}, "width"), ({"heads": 5}, "width")]

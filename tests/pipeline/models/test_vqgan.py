@@ -277,6 +277,8 @@ def test_a_region_that_touches_every_code_is_refused() -> None:
         model(visible, images, region, draws)
     with pytest.raises(ConfigError, match="inpainting"):
         model.complete(visible, region, draws)
+    with pytest.raises(ConfigError, match="all 16 codes"):
+        model.admit(region)
 
 
 def test_an_untrained_model_is_as_surprised_as_chance() -> None:
