@@ -45,7 +45,7 @@ clean:
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev,metrics]'
 	touch $@
 
 # Another loader to compare with. Its dependencies would bring a torchvision that does not fit torch, and it works without.
