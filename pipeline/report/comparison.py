@@ -15,14 +15,12 @@ from pipeline.decode import digest, plain
 from pipeline.orders import Budget
 from pipeline.records import Evaluations, Manifest, MetricResult, PhaseOutcome, Receipt
 from pipeline.report.comparison_table import table
-from pipeline.report.facts import SPLITS, asked, versions
+from pipeline.report.facts import FURTHER, SPLITS, asked, versions
 from pipeline.report.headline import deck
 
-__all__ = ["FURTHER", "Seed", "build"]
+__all__ = ["Seed", "build"]
 
 ORIGINAL, RETRAINED = "original", "retrained"
-FURTHER = ("kid_", "fd_", "clip_", "lpips_like_", "feature_")
-"""Beginnings of the names of figures that an evaluation may hold besides; they are listed, and order nothing."""
 FAILED = "not computed: it failed"
 NO_RETRAINING = "not computed: this run retrained no model"
 NOT_EVALUATED = "not computed: not in this run's evaluation"

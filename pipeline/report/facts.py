@@ -17,11 +17,13 @@ from pipeline.records import Calibration, Evaluations, FileRef, Manifest, Metric
 from pipeline.report.claims import claims
 from pipeline.report.headline import headline
 
-__all__ = ["SPLITS", "SUBJECTS", "Evidence", "asked", "build_facts", "versions"]
+__all__ = ["FURTHER", "SPLITS", "SUBJECTS", "Evidence", "asked", "build_facts", "versions"]
 
 SUBJECTS = ("original", "unlearned", "retrained")
 PHASES = ("train", "retrain", "calibrate", "forget", "retain")
 UNLEARNING = ("calibrate", "forget", "retain")
+FURTHER = ("kid_", "fd_", "fid_", "clip_", "cosine_", "lpips_like_", "class_score_", "inception_score")
+"""Beginnings of the names of the extractors' figures, which a run may have besides."""
 VERSIONS = ("torch", "deepspeed", "accelerate", "torchmetrics", "numpy")
 
 SPLITS: Mapping[str, str] = {

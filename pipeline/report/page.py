@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.report import numbers
-from pipeline.report.facts import PHASES, SUBJECTS
+from pipeline.report.facts import FURTHER, PHASES, SUBJECTS
 from pipeline.report.plots import Picture, curves, histogram, log_bins, shares
 
 __all__ = ["Material", "environment", "render"]
@@ -137,11 +137,18 @@ def _training(facts: dict[str, Any], metrics: Mapping[str, Sequence[Mapping[str,
     return [(title, picture) for title, picture in drawn if picture is not None]
 
 
+def _further_title(name: str, facts: dict[str, Any]) -> str:
+    """The name of an extractor's figure, and how it was made, where some subject has it."""
+    notes = [f["note"] for f in facts["figures"] if f["name"] == name and f["value"] is not None]
+    return f"{name} ({notes[0]})" if notes else name
+
+
 def _figures(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every paired figure, one table a metric: title, decimals, rows of split, group and a cell a subject."""
+    """Every figure of a split, one table a metric: title, decimals, rows of split, group and a cell a subject."""
     found = {(f["name"], f["split"], f["group"], f["subject"]): f for f in facts["figures"]}
     tables = []
-    for name, (title, places) in METRIC_TITLES.items():
+    further = dict.fromkeys(f["name"] for f in facts["figures"] if f["name"].startswith(FURTHER))
+    for name, (title, places) in {**METRIC_TITLES, **{name: (_further_title(name, facts), 4) for name in further}}.items():
         rows = [
             {"row": row, "cells": [found.get((name, row["split"], row["group"], subject)) for subject in SUBJECTS]}
             for row in facts["table"]

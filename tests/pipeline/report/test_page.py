@@ -1,8 +1,10 @@
 import html.parser
+import json
 import re
 
 import pytest
 
+from pipeline.report.page import Material, render
 from pipeline.stages.release import run
 from tests.pipeline.report.fabricated import build
 
@@ -94,3 +96,14 @@ def test_a_method_without_some_phases_reads_right(tmp_path, parts):
 
 def test_same_run_same_page(tmp_path):
     assert page(tmp_path)[0] == page(tmp_path)[0]
+
+
+def test_figures_of_extractors_have_their_tables_and_say_how_they_were_made(tmp_path):
+    run(build(str(tmp_path)))
+    facts = json.loads((tmp_path / "report.json").read_text())
+    note, place = "resize bilinear to 128x128, weights sha256 ab12cd34", {"split": "forget", "group": facts["table"][0]["group"]}
+    figure = {"value": 0.125, "low": 0.1, "high": 0.15, "samples": 40, "better": "lower", "note": note}
+    facts["figures"].append({"name": "kid_to_retrained_efflite0", "subject": "unlearned", **place, **figure})
+    text = render(facts, Material(errors={}, grids={}, metrics={}))
+    assert f"kid_to_retrained_efflite0 ({note})" in text
+    assert "0.1250" in text
