@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from pipeline.config import EngineConfig
 from pipeline.engine.distributed import ProcessGroup
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.records import record
 
 log = logging.getLogger("unlearn")
@@ -93,6 +93,7 @@ class Backend:
         for parameter in moving:
             parameter.register_hook(self._watch)
         if engine.compile:
+            _refuse_what_cannot_compile(group.device)
             model.compile()
         exact = {n: p.detach().cpu().clone() for n, p in model.named_parameters()} if engine.precision == "bf16" else {}
         settings = {
@@ -208,6 +209,17 @@ class Backend:
     def close(self) -> None:
         """Free what the engine holds."""
         self.engine.destroy()
+
+
+def _refuse_what_cannot_compile(device: torch.device) -> None:
+    """Raise ConfigError where torch.compile would end in a traceback of its C++ compiler, which it needs on a CPU."""
+    if device.type != "cpu":
+        return
+    if not (shutil.which("c++") or shutil.which("g++")):
+        raise ConfigError("engine.compile: no C++ compiler here", "install g++, or set engine.compile=false")
+    if " " in os.path.dirname(torch.__file__):
+        cure = "install into a folder without a space in its path, or set engine.compile=false"
+        raise ConfigError(f"engine.compile: torch cannot link below a path with a space: {os.path.dirname(torch.__file__)}", cure)
 
 
 def _safe_engine(engine: Any) -> Any:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pipeline.config import EngineConfig
-from pipeline.engine.backend import Backend, OptimizerConfig, quiet_deepspeed
+from pipeline.engine.backend import Backend, OptimizerConfig, _refuse_what_cannot_compile, quiet_deepspeed
 from pipeline.engine.distributed import group
+from pipeline.errors import ConfigError
 from pipeline.models.autoencoder import Config, build
 from tests.support.distributed import run_distributed
 
@@ -94,21 +95,42 @@ def test_every_stage_and_precision_resumes_bit_for_bit_and_agrees_with_the_other
 
 
 def _compiled() -> list[dict[str, torch.Tensor]]:
+    compile_module, made = torch.nn.Module.compile, []
+
+    def traced(module: torch.nn.Module) -> None:
+        made.append(module)
+        compile_module(module, backend="eager")  # traces all, and spares a C++ compiler half a minute
+
+    torch.nn.Module.compile = traced
     found = []
     for compiled in (False, True):
         backend = _backend(2, "fp32", compiled=compiled)
         _steps(backend, 0, 2)
         found.append(backend.weights())
         backend.close()
+    assert len(made) == 1
     return found
 
 
-@pytest.mark.services  # needs a C++ compiler, and half a minute
-@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+@pytest.mark.distributed
+@pytest.mark.skipif(" " in torch.__file__ or shutil.which("c++") is None, reason="refused here, by name")
 def test_a_compiled_model_takes_the_same_steps() -> None:
     (plain, compiled) = run_distributed(_compiled, 1)[0]
     for key in plain:
         assert torch.allclose(plain[key], compiled[key], atol=1e-4), key
+
+
+@pytest.mark.parametrize(
+    ("place", "compiler", "words"), [("/a b/torch/x.py", "/usr/bin/c++", "space"), ("/ab/x.py", None, r"no C\+\+")]
+)
+def test_compilation_that_cannot_work_is_refused_by_name(
+    place: str, compiler: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    monkeypatch.setattr(torch, "__file__", place)
+    with pytest.raises(ConfigError, match=words):
+        _refuse_what_cannot_compile(torch.device("cpu"))
+    _refuse_what_cannot_compile(torch.device("cuda"))
 
 
 def _alone(_: str) -> dict[str, torch.Tensor]:
