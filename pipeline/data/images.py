@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError
 
-__all__ = ["UNREADABLE", "decode_image", "decode_into", "encode_png"]
+__all__ = ["UNREADABLE", "decode_image", "decode_into", "encode_png", "smaller_png"]
 
 # Pillow's own bound is for the whole process and warns before it refuses; ours below is the run's and always refuses.
 Image.MAX_IMAGE_PIXELS = None
@@ -210,3 +210,19 @@ def encode_png(pixels: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(out, format="PNG")
     return out.getvalue()
+
+
+def smaller_png(data: bytes, *, side: int, max_pixels: int, where: str) -> bytes:
+    """A PNG in colour whose shorter side is `side` pixels, transparent parts on white; a PNG that is no larger as it is.
+
+    Raises:
+        DataError: not a PNG, damaged, or of more than `max_pixels`; names `where`.
+    """
+    pixels = _with_pillow(data, "PNG", 3, max_pixels, where)
+    height, width = pixels.shape[:2]
+    if min(height, width) <= side:
+        return data
+    scale = side / min(height, width)
+    scaled = np.empty((max(1, round(height * scale)), max(1, round(width * scale)), 3), dtype=np.uint8)
+    _scale(pixels, scaled)
+    return encode_png(scaled)

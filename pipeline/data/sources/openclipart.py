@@ -18,6 +18,7 @@ from annotated_types import Ge, Lt
 from pipeline.config import NotNegative, Positive
 from pipeline.data.debian import cache_folder, package_folder
 from pipeline.data.gather import Found, Gathered, Limits, gather, list_tree, place, read_found
+from pipeline.data.images import smaller_png
 from pipeline.data.sources.base import SourceImage
 from pipeline.decode import digest
 from pipeline.errors import ConfigError, DataError
@@ -49,6 +50,8 @@ class Config:
     """Images with a shorter side, in pixels, are left out."""
     max_pixels: Positive = 16_000_000
     """Larger images are left out by name; not above the run's images.max_pixels."""
+    store_side: NotNegative = 0
+    """Larger drawings are packed with this shorter side, in pixels, since each pass decodes them anew; 0: as they are."""
     unseen_share: Annotated[float, Ge(0), Lt(1)] = 0.2
     """Share of the images that no model trains on, chosen by key hash."""
     cache: str = ""
@@ -66,7 +69,8 @@ class Openclipart:
 
     def identity(self) -> str:
         """Digest of the choices and of names, sizes and times of the files; the same wherever they lie."""
-        fields = ("classes", "per_class", "min_side", "max_pixels", "unseen_share")
+        fields = ["classes", "per_class", "min_side", "max_pixels", "unseen_share"]
+        fields += ["store_side"] * bool(self.config.store_side)  # so that what was packed without it keeps its name
         choices = {name: getattr(self.config, name) for name in fields}
         files = [(ascii(file.path), file.bytes, file.changed) for file in self._listed[0]]
         return digest({"openclipart": 1, "choices": choices, "files": files})
@@ -87,7 +91,13 @@ class Openclipart:
     def _images(self, *, held_back: bool) -> Iterator[SourceImage]:
         for file in sorted(self._gathered.files, key=lambda file: place(file.key, "order")):
             if (place(file.key, "unseen") < self.config.unseen_share) is held_back:
-                yield SourceImage(key=file.key, image=read_found(self._root, file), ext="png", label=file.label)
+                yield SourceImage(key=file.key, image=self._stored(file), ext="png", label=file.label)
+
+    def _stored(self, file: Found) -> bytes:
+        data, config = read_found(self._root, file), self.config
+        if not config.store_side:
+            return data
+        return smaller_png(data, side=config.store_side, max_pixels=config.max_pixels, where=file.path)
 
     @functools.cached_property
     def _root(self) -> Path:

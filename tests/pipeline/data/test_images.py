@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.data.images import JPEG_START, MOST_SCANS, PNG_START, decode_image, decode_into, encode_png
+from pipeline.data.images import JPEG_START, MOST_SCANS, PNG_START, decode_image, decode_into, encode_png, smaller_png
 from pipeline.errors import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -337,3 +337,21 @@ def test_damage_is_a_data_error_or_still_an_image(kind: str, flips: list[tuple[i
         assert _decode(bytes(data[: max(1, len(data) - cut)])).shape == (8, 8, 1)
     except DataError as fault:
         assert "s.tar: k" in fault.message and "object at" not in fault.message and fault.cure
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_a_smaller_png_is_close_to_pillows_and_a_small_one_stays(mode: str) -> None:
+    data = _file(_picture(90, 60, mode=mode))
+    found = np.asarray(Image.open(io.BytesIO(smaller_png(data, side=20, max_pixels=10_000, where="x"))))
+    assert found.shape == (20, 30, 3)
+    white = Image.alpha_composite(Image.new("RGBA", (90, 60), "white"), Image.open(io.BytesIO(data)).convert("RGBA"))
+    expected = np.asarray(white.convert("RGB").resize((30, 20), Image.Resampling.BICUBIC))
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2
+    assert smaller_png(data, side=60, max_pixels=10_000, where="x") == data
+
+
+def test_a_smaller_png_of_something_else_is_refused() -> None:
+    with pytest.raises(DataError, match="x: "):
+        smaller_png(_file(_picture(90, 60), "JPEG"), side=20, max_pixels=10_000, where="x")
+    with pytest.raises(DataError, match="more than 100"):
+        smaller_png(_file(_picture(90, 60)), side=20, max_pixels=100, where="x")

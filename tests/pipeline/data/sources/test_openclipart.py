@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import logging
 import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import component
 from pipeline.config import CONFIGS, packaged_section, read_batch, resolve
@@ -36,6 +39,21 @@ def test_the_files_bytes_are_passed_on_with_keys_and_labels(tmp_path: Path) -> N
     for item in items.values():
         assert source.classes[item.label] == item.key.split("__")[0] and item.ext == "png"
         decode_image(item.image, size=16, channels=3, fit="crop", max_pixels=10**6, where=item.key)
+
+
+def test_small_copies_have_the_asked_side_and_show_the_same(tmp_path: Path) -> None:
+    root = messy_tree(tmp_path)
+    whole, small = (
+        {item.key: item.image for item in build(_config(root, unseen_share=0.0, store_side=side)).training()} for side in (0, 60)
+    )
+    assert whole.keys() == small.keys()
+    assert {key for key in whole if small[key] != whole[key]}, "some drawing of the tree is larger than this"
+    for key, data in small.items():
+        with Image.open(io.BytesIO(whole[key])) as before, Image.open(io.BytesIO(data)) as after:
+            assert min(after.size) == min(60, *before.size)
+            assert after.width / after.height == pytest.approx(before.width / before.height, rel=0.02)
+        seen = [decode_image(d, size=16, channels=3, fit="crop", max_pixels=10**6, where=key) for d in (whole[key], data)]
+        assert np.abs(seen[0].astype(int) - seen[1].astype(int)).mean() < 6
 
 
 def test_training_and_unseen_images_are_apart_and_always_in_the_same_order(tmp_path: Path) -> None:
@@ -77,6 +95,7 @@ def test_identity_follows_the_files_and_the_choices_but_not_the_place(tmp_path: 
     shutil.copytree(root, tmp_path / "elsewhere", symlinks=True)
     assert build(_config(tmp_path / "elsewhere", cache="any")).identity() == before
     assert build(_config(root, per_class=2)).identity() != before
+    assert build(_config(root, store_side=64)).identity() != before
     (root / "food/fruit/three.png").write_bytes(drawing(99) + b"longer")
     assert build(_config(root)).identity() != before
 
