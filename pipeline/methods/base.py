@@ -55,7 +55,8 @@ class LossContext:
     """What a loss needs from outside: the task, the device, an exact sum over ranks, and the original.
 
     shape: the module that is trained, for `distance` and `random_prediction` alone: its weights may be partitioned ·
-    teacher: the original, frozen; loaded at the first call.
+    teacher: the original, frozen; loaded at the first call · shadow: the model that calibration trained without the forget
+    images, the same way; it stands in for a retrained model on the groups of `shadowed`.
     """
 
     task: Task
@@ -64,6 +65,8 @@ class LossContext:
     sum: Callable[[Tensor], Tensor]
     shape: Callable[[], ImageModel] = _no_model
     teacher: Callable[[], ImageModel] = _no_model
+    shadow: Callable[[], ImageModel] = _no_model
+    shadowed: frozenset[int] = frozenset()
 
     def views(self, *batches: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Visible and true images, region and draws of one or more batches, joined; see `ImageModel.forward`."""
@@ -90,7 +93,7 @@ class PhasePlan:
     """One phase of a method, as the stages carry it out.
 
     reads: streams in the order in which the loss gets their batches (alone, or as a tuple) · batch_sizes: global, one a
-    stream · passes: over the first stream, or `share`: of the steps of retraining · trains: the modules that move, all
+    stream · passes: over the first stream, or `share`: of the samples of retraining · trains: the modules that move, all
     without it · start: from the weights of the phase before, or from random ones · as_training: with
     batch size, learning rate and warm-up of the run's training · prepare: is offered one pass of forget batches before the
     first step, may move parameters or put hooks on them, and returns the sample gradients it took · bounds: largest allowed
@@ -135,7 +138,7 @@ class RetainConfig:
     """A phase over retained images alone."""
 
     share: PositiveFloat = 0.15
-    """Steps, as a share of the steps of retraining; at least 1 step."""
+    """Length: samples, as a share of those of retraining; at least 1 step."""
     batch_size: Positive = 128
     """Global batch of retained images."""
     learning_rate: PositiveFloat = 5e-4
@@ -164,7 +167,7 @@ class PairedConfig:
     """A phase that reads retained and forget images side by side."""
 
     share: PositiveFloat = 0.15
-    """Steps, as a share of the steps of retraining; at least 1 step."""
+    """Length: samples of both streams, as a share of those of retraining; at least 1 step."""
     batch_size: Positive = 96
     """Global batch of retained images."""
     forget_batch_size: Positive = 32

@@ -2,14 +2,21 @@
 
 After arXiv 2502.04260. The level is that of images the model never saw, so forget images end as unseen ones do, no
 better and no worse. Plain fine-tuning after the ascent brings forgotten images back, because retained images teach the
-same completion; a guard that holds the forget loss near lambda during retention prevents it.
+same completion; a guard during retention prevents it. (Lambda, guard and imitation are ours, not the paper's.)
+
+A level fixes the mean of a class's errors and leaves their distribution open: easy images end too hard, hard ones too
+easy. The shadow that gave the level never saw the class, so the guard has the model imitate its answers instead. Single
+images, of which no shadow is made, are held at their level.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
+import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
@@ -64,13 +71,15 @@ class RetentionConfig:
     """Phase 2."""
 
     share: PositiveFloat = 0.075
-    """Steps, as a share of the steps of retraining; at least 1 step."""
+    """Length: samples of both streams, as a share of those of retraining; at least 1 step."""
     batch_size: Positive = 96
     """Global batch of retained images."""
     guard_batch_size: Positive = 32
     """Global batch of forget images that the guard reads beside it."""
     guard_weight: NotNegativeFloat = 0.2
-    """Beta, the guard's weight."""
+    """Beta, the weight of the distance of a group's mean loss from its lambda."""
+    imitation_weight: NotNegativeFloat = 0.5
+    """Gamma, the weight of the distance of the model's answers from the shadow's, on classes."""
     learning_rate: PositiveFloat = 5e-4
     """Peak of AdamW's cosine schedule."""
     warmup_steps: NotNegative = 5
@@ -85,8 +94,9 @@ class Config:
 
     level: Literal["calibrate"] | PositiveFloat | Mapping[Literal["class", "images"], PositiveFloat] = "calibrate"
     """Lambda: `calibrate`, one number, or a number for each kind of group."""
-    retention: Literal["guarded", "plain"] = "guarded"
-    """`guarded` reads forget images during phase 2, which excludes a certificate; `plain` reads retained ones only."""
+    retention: Literal["guarded", "level", "plain"] = "guarded"
+    """Phase 2. guarded: classes imitate the shadow, single images are held at lambda; level: all are held at lambda; plain:
+    retained images alone. The first two read forget images during phase 2, which excludes a certificate."""
     calibration: CalibrationConfig = CalibrationConfig()
     forget: AscentConfig = AscentConfig()
     retain: RetentionConfig = RetentionConfig()
@@ -98,15 +108,17 @@ class Decouple:
     def __init__(self, config: Config, levels: Sequence[float | None], context: LossContext) -> None:
         self.config, self._context = config, context
         self._levels = levels
+        self._imitated = sorted(context.shadowed) if config.retention == "guarded" else []
+        self._held = [None if number in self._imitated else level for number, level in enumerate(levels)]
 
-    def _hold(self, losses: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float], int]:
-        """sum over groups g of |mean loss of g - lambda_g|, as this rank's share of the gradient.
+    def _hold(self, losses: Tensor, batch: Batch, levels: Sequence[float | None]) -> tuple[Tensor, dict[str, float], int]:
+        """sum over groups g with a level of |mean loss of g - lambda_g|, as this rank's share of the gradient.
 
         Below lambda this is gradient ascent, above it descent: the sign comes from the global mean.
         """
-        sums, means, counts = group_means(losses, batch, len(self._levels), self._context)
+        sums, means, counts = group_means(losses, batch, len(levels), self._context)
         total, measures = losses.sum() * 0.0, {}
-        for number, level in enumerate(self._levels):
+        for number, level in enumerate(levels):
             if level is None or not counts[number]:
                 continue
             sign = 1.0 if float(means[number]) > level else -1.0
@@ -114,20 +126,36 @@ class Decouple:
             measures[f"forget_loss_{number}"] = float(means[number])
         return total, measures, int(counts.sum())
 
+    def _imitate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float, int]:
+        """mean d(model, shadow) over the images of shadowed groups: this rank's share, the mean, and of how many images."""
+        views = self._context.views(batch)
+        predicted = model(*views, "prediction").float()
+        with torch.no_grad():
+            theirs = self._context.shadow()(*views, "prediction").float()
+        distance = self._context.shape().distance(predicted, theirs, views[2])
+        ours = dataclasses.replace(batch, weights=batch.weights * np.isin(np.maximum(batch.groups, 0), self._imitated))
+        return mean_loss(distance, ours, self._context)
+
     def forget_loss(self, model: nn.Module, batch: Batch) -> Losses:
         """Phase 1: ascent on every group below its lambda; a group that overshoots within a pass is held."""
         (losses,) = self._context.per_sample(model, batch)
-        total, measures, samples = self._hold(losses, batch)
+        total, measures, samples = self._hold(losses, batch, self._levels)
         return Losses(total=total, measures=measures, samples=samples)
 
     def retain_loss(self, model: nn.Module, batch: tuple[Batch, Batch]) -> Losses:
-        """Phase 2, guarded: L_retain + beta * sum over g of |mean forget loss of g - lambda_g|, both sides."""
-        retained, forgotten = batch
-        losses, guarded = self._context.per_sample(model, retained, forgotten)
-        total, mean, count = mean_loss(losses, retained, self._context)
-        guard, measures, samples = self._hold(guarded, forgotten)
-        total = total + self.config.retain.guard_weight * guard
-        return Losses(total=total, measures={"retain_loss": mean, **measures}, samples=count + samples)
+        """Phase 2: L_retain + beta * sum over held g of |mean loss of g - lambda_g| + gamma * mean d(model, shadow)."""
+        (retained, forgotten), weights = batch, self.config.retain
+        held = any(level is not None for level in self._held)
+        losses, *guarded = self._context.per_sample(model, retained, *[forgotten] * held)
+        total, mean, samples = mean_loss(losses, retained, self._context)
+        measures = {"retain_loss": mean}
+        if held:
+            guard, found, count = self._hold(*guarded, forgotten, self._held)
+            total, samples, measures = total + weights.guard_weight * guard, samples + count, measures | found
+        if self._imitated:
+            distance, far, count = self._imitate(model, forgotten)
+            total, samples, measures = total + weights.imitation_weight * distance, samples + count, measures | {"imitation": far}
+        return Losses(total=total, measures=measures, samples=samples)
 
     def forgetting(self) -> PhasePlan:
         """Phase 1: ascent until each group has reached its lambda."""
@@ -150,7 +178,7 @@ class Decouple:
     def retention(self) -> PhasePlan:
         """Phase 2; it reads forget images where it is guarded and a group is there to guard."""
         retain = self.config.retain
-        guarded = self.config.retention == "guarded" and any(level is not None for level in self._levels)
+        guarded = self.config.retention != "plain" and any(level is not None for level in self._levels)
         return PhasePlan(
             loss=self.retain_loss if guarded else plain_loss(self._context),
             reads=("retain", "forget") if guarded else ("retain",),

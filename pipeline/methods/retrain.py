@@ -16,7 +16,7 @@ class RetrainingConfig:
     """Training as the run's `train` section says."""
 
     share: PositiveFloat = 1.0
-    """Steps, as a share of the steps of retraining."""
+    """Length, as a share of retraining."""
 
 
 @record

@@ -61,7 +61,7 @@ class Config:
     """Divides what is left; as many numbers as for `mean`, or one."""
     activation_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass: less memory, about a third more time."""
-    shadow_resets: Literal["decoder", "late", "encoder", "all"] = "late"
+    shadow_resets: Literal["decoder", "late", "encoder", "all"] = "encoder"
     """What a shadow model resets; `late` is the encoder's last two layers and the decoder."""
 
 
@@ -157,7 +157,7 @@ class MaskedAutoencoder(ImageModel):
         return (self.net.vit,)
 
     def bottleneck(self) -> tuple[nn.Module, ...]:
-        """What `shadow_resets` names. No choice is a true bottleneck: of those tried, all left the shadow too good by 8-35 %."""
+        """What `shadow_resets` names. No choice is a true bottleneck: see benchmarks/results/methods.md."""
         vit, decoder = self.net.vit, self.net.decoder
         late = (*vit.layers[-2:], vit.layernorm, decoder)
         return {"decoder": (decoder,), "late": late, "encoder": (vit,), "all": (vit, decoder)}[self.config.shadow_resets]

@@ -12,7 +12,7 @@ import torch
 from pipeline import component
 from pipeline.decode import canonical
 from pipeline.engine.backend import OptimizerConfig
-from pipeline.engine.checkpoint import TrainState
+from pipeline.engine.checkpoint import TrainState, save_weights
 from pipeline.engine.guard import Guard
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.evaluation.base import Interval, Resampling
@@ -71,7 +71,7 @@ class Calibrator:
 
 
 def run(job: Job) -> Result:
-    """Measure the original, train a shadow if a class needs one, and publish `calibration.json`."""
+    """Measure the original, train a shadow if a class needs one, and publish `calibration.json` and the shadow."""
     phase = Phase(job, job.spec.module)
     config = component.decode_config("method", job.config.method)
     original = phase.loaded("train", "original")
@@ -93,7 +93,7 @@ def run(job: Job) -> Result:
     if already := [level.group for level in levels if level.already_unseen]:
         reason += f"; already unseen to the original: {', '.join(already)}"
     outcome = phase.finish(state, reason)
-    files = phase.outputs() if shadow else phase.outputs()[:1]
+    files = phase.outputs(job.own("checkpoints/shadow/model.safetensors")) if shadow else phase.outputs()[:1]
     return Result(outputs=(job.own("calibration.json"), *files), facts=phase.facts(outcome))
 
 
@@ -114,6 +114,9 @@ def _shadow(phase: Phase, model: ImageModel, calibrator: Calibrator, share: floa
         raise CheckpointError(f"calibrate: the shadow's training failed: {reason}", "lower train.learning_rate")
     with backend.evaluating() as engine:
         measured = calibrator.measure(engine)
+    full = backend.weights()
+    if phase.job.first:
+        save_weights(full, phase.job.home, "shadow")  # phase 2 asks it how unseen images are answered
     backend.close()
     return state, measured
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class Phase:
             world_size=self.group.world_size,
             sum=self.group.sum,
             shape=self._shape,
-            teacher=functools.cache(self._teacher),
+            teacher=functools.cache(functools.partial(self._frozen, "train", "original")),
         )
         self._model: ImageModel | None = None
         self._checkpoints: Checkpoints | None = None
@@ -89,8 +90,13 @@ class Phase:
         assert self._model is not None  # the backend has it
         return self._model
 
-    def _teacher(self) -> ImageModel:
-        return self.loaded("train", "original").eval().requires_grad_(False)
+    def _frozen(self, stage: str, name: str) -> ImageModel:
+        return self.loaded(stage, name).eval().requires_grad_(False)
+
+    def with_shadow(self, stage: str, groups: Iterable[int]) -> LossContext:
+        """The phase's context with the shadow that `stage` trained, as a stand-in for `groups`."""
+        shadow = functools.cache(functools.partial(self._frozen, stage, "shadow"))
+        return dataclasses.replace(self.context, shadow=shadow, shadowed=frozenset(groups))
 
     def loaded(self, stage: str, name: str) -> ImageModel:
         """The model with the weights `name` that `stage` published, checked against its receipt."""

@@ -62,10 +62,11 @@ def _levels(calibration: Calibration | None) -> list[float | None] | None:
 def open_method(job: Job) -> Opened:
     """The method of the stage's run, with the levels that a calibration found where it has one."""
     phase = Phase(job, job.spec.module)
-    calibrated = any(name.startswith("calibrate") for name in job.spec.needs)
-    calibration: Calibration | None = read_record(job, Calibration, job.own("calibration.json")) if calibrated else None
-    levels = _levels(calibration)
-    method: Method = component.build("method", job.config.method, levels or [], phase.context)
+    calibrate = next((name for name in job.spec.needs if name.startswith("calibrate")), "")
+    calibration: Calibration | None = read_record(job, Calibration, job.own("calibration.json")) if calibrate else None
+    levels, found = _levels(calibration), calibration.levels if calibration else ()
+    shadowed = [number for number, level in enumerate(found) if level.method == "shadow" and not level.already_unseen]
+    method: Method = component.build("method", job.config.method, levels or [], phase.with_shadow(calibrate, shadowed))
     return Opened(phase=phase, method=method, calibration=calibration)
 
 
@@ -96,8 +97,9 @@ def carry_out(
     sizes = [train.batch_size] if plan.as_training else plan.batch_sizes
     feed = phase.feed(model, *zip(parts, sizes, strict=True))
     per_pass = feed.streams[0].steps_per_pass
-    share = (plan.share or 0.0) * retrain_steps(job, phase.manifest)
-    steps = plan.passes * per_pass if plan.passes else max(1, round(share))
+    # In samples, so that a phase of larger batches than training's costs no more than its share.
+    samples = (plan.share or 0.0) * retrain_steps(job, phase.manifest) * train.batch_size
+    steps = plan.passes * per_pass if plan.passes else max(1, round(samples / sum(sizes)))
     spent = plan.prepare(model, _one_pass(phase, model, opened.forget(), plan.batch_sizes[-1])) if plan.prepare else 0
     if plan.trains is not None:
         _freeze_all_but(model, plan.trains(model))
