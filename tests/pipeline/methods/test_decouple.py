@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,40 @@ def test_guarded_retention_is_retain_mean_plus_weighted_distances() -> None:
     assert losses.samples == 3
 
 
+class Squares(Scale):
+    """The same, whose answers are that far apart by their squared difference."""
+
+    def distance(self, prediction: Tensor, other: Tensor, region: Tensor) -> Tensor:
+        return (prediction - other).square()
+
+
+def shadowed(groups: set[int]) -> LossContext:
+    shadow = Squares()
+    shadow.w.data.fill_(3.0)
+    return dataclasses.replace(CONTEXT, shape=Squares, shadow=lambda: shadow, shadowed=frozenset(groups))  # type: ignore[arg-type]
+
+
+def test_a_shadowed_group_imitates_and_the_others_are_held() -> None:
+    model, forgotten = Squares(), batch([51, 102, 204], [0, 0, 1])  # errors 0.2 and 0.4 of group 0, 0.8 of group 1
+    retained = batch([102, 204], [-1, -1])
+    weights = RetentionConfig(guard_weight=0.25, imitation_weight=0.5)
+    losses = build(Config(retain=weights), (0.9, 0.9), shadowed({0})).retain_loss(model, (retained, forgotten))
+    towards = 2 * (1 - 3) * (0.2**2 + 0.4**2) / 2
+    assert gradient(losses.total, model) == pytest.approx(0.6 - 0.25 * 0.8 + 0.5 * towards, abs=1e-6)
+    assert losses.measures["imitation"] == pytest.approx(4 * 0.1) and losses.measures.keys() >= {"forget_loss_1"}
+    assert "forget_loss_0" not in losses.measures
+    assert losses.samples == 2 + 3 + 2, "a gradient is taken twice of what is read for both"
+
+
+def test_without_a_held_group_forget_images_are_read_for_imitation_alone() -> None:
+    model, both = Squares(), (batch([102], [-1]), batch([51, 255], [0, 0], [1.0, 0.0]))
+    losses = build(Config(retain=RetentionConfig(imitation_weight=1.0)), (0.9, None), shadowed({0})).retain_loss(model, both)
+    assert gradient(losses.total, model) == pytest.approx(0.4 + 2 * (1 - 3) * 0.2**2, abs=1e-6)
+    assert losses.samples == 2, "padding is no image"
+    level = build(Config(retention="level"), (0.9, None), shadowed({0})).retain_loss(model, both)
+    assert "imitation" not in level.measures and "forget_loss_0" in level.measures
+
+
 def test_plain_retention_and_a_group_free_batch_read_no_forget_image() -> None:
     assert build(Config(retention="plain"), (0.9,), CONTEXT).retention().reads == ("retain",)
     assert build(Config(), (None,), CONTEXT).retention().reads == ("retain",)
@@ -100,6 +136,7 @@ def test_group_means_of_an_absent_group_are_zero_not_nan() -> None:
         ({"forget": {"passes": 0}}, "forget.passes"),
         ({"forget": {"runaway": 1.0}}, "forget.runaway"),
         ({"retain": {"guard_weight": -1.0}}, "retain.guard_weight"),
+        ({"retain": {"imitation_weight": -1.0}}, "retain.imitation_weight"),
         ({"level": -0.1}, "level"),
         ({"level": {"class": 0}}, "level"),
         ({"level": {"person": 1.0}}, "level"),

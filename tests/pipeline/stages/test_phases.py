@@ -17,10 +17,15 @@ from tests.support.runs import prepare, run_stages
 from tests.support.shards import make_shard
 
 PHASES = ("shard", "train", "calibrate", "forget", "retain")
+SHADOW = {"level": "calibrate", "calibration": {"shadow_share": 0.3}}
 
 
 def _weights(run: str, name: str = "unlearned") -> dict[str, torch.Tensor]:
     return safetensors.torch.load(Path(run, "checkpoints", name, "model.safetensors").read_bytes())
+
+
+def _length(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
+    return sum(float((weights[key] - others[key]).square().sum()) for key in weights) ** 0.5
 
 
 def _phase(run: str, name: str) -> dict:
@@ -40,18 +45,20 @@ def test_both_phases_at_every_zero_stage_and_precision_on_two_ranks(tmp_path: Pa
         for precision in ("fp32", "bf16"):
             place = tmp_path / f"{stage}{precision}"
             place.mkdir()
-            runs[stage, precision] = prepare(place, engine={"zero_stage": stage, "precision": precision})
+            runs[stage, precision] = prepare(place, engine={"zero_stage": stage, "precision": precision}, method=SHADOW)
     run_distributed(_run_all, 2, list(runs.values()))
     plain = _weights(runs[0, "fp32"])
     for (stage, precision), run in runs.items():
         weights, before = _weights(run), _weights(run, "original")
         assert _phase(run, "forget")["coverage"][0]["complete"], (stage, precision)
+        assert _phase(run, "retain")["losses"].keys() >= {"imitation", "forget_loss_1"}, "a class, and single images"
         assert any(not torch.equal(weights[key], before[key]) for key in weights)
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())
         assert all(tensor.dtype == torch.float32 for tensor in weights.values())
         if precision == "fp32":
-            drift = max(float((weights[key] - plain[key]).abs().max()) for key in plain)
-            assert drift < 2e-3, f"ZeRO {stage} differs from ZeRO 0 by {drift}"
+            # Of a weight that no gradient moves, Adam takes rounding for a direction: single weights may drift.
+            way, drift = _length(weights, before), _length(weights, plain)
+            assert drift < 0.02 * way, f"ZeRO {stage} differs from ZeRO 0 by {drift}, of a way of {way}"
 
 
 def uneven_shards(folder: Path) -> dict[str, object]:
@@ -104,10 +111,12 @@ def test_literal_and_guarded_retention_read_what_they_say(tmp_path: Path) -> Non
     (tmp_path / "plain").mkdir()
     (tmp_path / "guarded").mkdir()
     plain = prepare(tmp_path / "plain", method={"retention": "plain"})
-    guarded = prepare(tmp_path / "guarded")
+    guarded = prepare(tmp_path / "guarded", method=SHADOW)
     run_distributed(_run_all, 1, [plain, guarded])
     assert "forget_loss_0" not in _phase(plain, "retain")["losses"]
-    assert "forget_loss_0" in _phase(guarded, "retain")["losses"]
+    assert _phase(guarded, "retain")["losses"].keys() >= {"imitation", "forget_loss_1"}
+    assert _weights(guarded, "shadow").keys() == _weights(guarded).keys()
+    assert "checkpoints/shadow/model.safetensors" in {ref.uri for ref in read_receipt(guarded, "calibrate").outputs}
     assert read_receipt(plain, "retain").facts["reads_forget"] is False
     assert read_receipt(guarded, "retain").facts["reads_forget"] is True
 
