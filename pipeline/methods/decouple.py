@@ -146,11 +146,11 @@ class Decouple:
         """Phase 2: L_retain + beta * sum over held g of |mean loss of g - lambda_g| + gamma * mean d(model, shadow)."""
         (retained, forgotten), weights = batch, self.config.retain
         held = any(level is not None for level in self._held)
-        losses, *guarded = self._context.per_sample(model, retained, *[forgotten] * held)
-        total, mean, samples = mean_loss(losses, retained, self._context)
+        losses = self._context.per_sample(model, *((retained, forgotten) if held else (retained,)))
+        total, mean, samples = mean_loss(losses[0], retained, self._context)
         measures = {"retain_loss": mean}
         if held:
-            guard, found, count = self._hold(*guarded, forgotten, self._held)
+            guard, found, count = self._hold(losses[1], forgotten, self._held)
             total, samples, measures = total + weights.guard_weight * guard, samples + count, measures | found
         if self._imitated:
             distance, far, count = self._imitate(model, forgotten)
