@@ -22,17 +22,23 @@ from pathlib import Path
 import psutil
 import yaml
 
-SIZES = {"mae": 224, "inpainting": 256, "vqgan": 256}
+# Pixels, images and batch of training; and what completes a picture in a few passes of the network.
+SIZES: dict[str, tuple[int, int, int, dict[str, int]]] = {
+    "mae": (224, 32, 8, {}),
+    "inpainting": (256, 12, 4, {"sample_steps": 2}),
+    "vqgan": (256, 12, 4, {"decode_steps": 2}),
+}
 HEADER = "| model | parameters | ZeRO | stage | steps | images a step | seconds of steps | peak memory, GiB |"
 
 
 def _run_file(folder: Path, model: str, zero: int, precision: str) -> Path:
-    section = {"component": model, "activation_checkpointing": True}
+    pixels, samples, batch, fields = SIZES[model]
+    section = {"component": model, "activation_checkpointing": True, **fields}
     run = {
         "name": f"{model}-zero{zero}",
         "requests": [{"request_id": "r1", "label": "shape 1"}],
         "output": str(folder / "runs"),
-        "source": {"component": "synthetic", "samples": 32, "unseen_samples": 16, "size": SIZES[model], "channels": 3},
+        "source": {"component": "synthetic", "samples": samples, "unseen_samples": 8, "size": pixels, "channels": 3},
         "model": section,
         "task": "center_crop",
         "reference": "none",
@@ -41,10 +47,10 @@ def _run_file(folder: Path, model: str, zero: int, precision: str) -> Path:
             "component": "decouple",
             "level": 100.0,
             "calibration": {"samples": 4},
-            "forget": {"batch_size": 4, "passes": 1, "retain_floor": 1e6, "probe_steps": 100},
-            "retain": {"share": 1.0, "batch_size": 4, "guard_batch_size": 2},
+            "forget": {"batch_size": batch // 2, "passes": 1, "retain_floor": 1e6, "probe_steps": 100},
+            "retain": {"share": 1.0, "batch_size": batch // 2, "guard_batch_size": 2},
         },
-        "train": {"epochs": 1, "batch_size": 8, "warmup_steps": 1, "learning_rate": 1e-4},
+        "train": {"epochs": 1, "batch_size": batch, "warmup_steps": 1, "learning_rate": 1e-4},
         "engine": {"zero_stage": zero, "precision": precision, "checkpoint_steps": 1000, "log_steps": 1},
         "evaluation": {"max_samples": 4, "batch_size": 2, "bootstrap": 10, "grid_images": 2},
         "launch": {"ranks": 2},
