@@ -223,8 +223,9 @@ class VQGAN(ImageModel):
         return (self.transformer.roberta_prelayernorm,)
 
     def bottleneck(self) -> tuple[nn.Module, ...]:
-        """The last two layers of the transformer, and its head."""
-        return *self.transformer.roberta_prelayernorm.encoder.layer[-2:], self.transformer.lm_head
+        """The first half of the transformer's layers: embeddings and head stay, and are soon of use to new layers."""
+        layers = self.transformer.roberta_prelayernorm.encoder.layer
+        return tuple(layers[: max(1, len(layers) // 2)])
 
     def reset(self, module: nn.Module) -> None:
         """Weights N(0, 0.02), biases 0, norms 1, as the library initialises them."""
