@@ -75,6 +75,7 @@ def main() -> None:
         "--images", type=int, default=0, help="forget this many of the first 3,000 images instead of the demo's batch"
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields to change in every run")
+    parser.add_argument("--guard", choices=["guarded", "level"], default="guarded", help="what phase 2 does about forget images")
     parser.add_argument("--plain", action="store_true", help="repeat phase 2 without the guard")
     parser.add_argument("--output", default="", help="where runs lie; a temporary folder otherwise")
     given = parser.parse_args()
@@ -93,7 +94,7 @@ def main() -> None:
                     file.write_text("request_id,kind,value\n" + "\n".join(lines) + "\n")
                     batch = [f"requests={file}"]
                 overrides = [*batch, f"seed={seed}", f"name=demo-seed{seed}", *given.set]
-                for retention in ("guarded", "plain") if given.plain else ("guarded",):
+                for retention in (given.guard, "plain") if given.plain else (given.guard,):
                     for row in _rows(_run(output, *overrides, f"method.retention={retention}"), seed):
                         print(row, flush=True)
 
