@@ -82,6 +82,23 @@ class _Watch(threading.Thread):
             time.sleep(0.25)
 
 
+def _both_phases(file: Path, output: Path) -> Path:
+    """Run up to the end of retention and return the run folder. Evaluation would take longer than both phases and shows
+    nothing that is printed here, so the chain is sent away before it."""
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen([sys.executable, "-m", "launch", "run", str(file)], stdout=log, stderr=log) as chain,
+    ):
+        while not (done := list(output.glob(f"{file.stem}-*/receipts/retain.json"))) and chain.poll() is None:
+            time.sleep(0.5)
+        chain.terminate()
+        chain.wait()
+        if not done:
+            log.seek(0)
+            sys.exit(f"{file.stem}: ended before the end of retention\n{log.read().decode(errors='replace')}")
+    return done[0].parent.parent
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,10 +114,7 @@ def main() -> None:
             for zero in given.zero:
                 watch.peaks.clear()
                 file = _run_file(Path(temporary), model, zero, given.precision)
-                done = subprocess.run(
-                    [sys.executable, "-m", "launch", "run", str(file), "--json"], check=True, capture_output=True, text=True
-                )
-                run = Path(json.loads(done.stdout.strip().splitlines()[-1])["folder"])
+                run = _both_phases(file, Path(temporary) / "runs")
                 for stage in ("train", "forget", "retain"):
                     outcome = json.loads((run / "phases" / f"{stage}.json").read_text())
                     images = outcome["sample_gradients"] / max(1, outcome["steps"])
