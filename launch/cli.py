@@ -6,16 +6,15 @@ What a command needs is imported inside it, so that `unlearn --help` answers at 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import IntegrityError, UnlearnError
+from launch.answering import AsJson, Overrides, Run, answering
+from pipeline.errors import IntegrityError
 
 __all__ = ["app", "main"]
 
@@ -28,39 +27,6 @@ app = typer.Typer(
     # Boxes and colour belong on a terminal only.
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
 )
-
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A packaged run (see `unlearn list`) or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Fields to change, e.g. engine.zero_stage=2 requests=batch.csv", show_default=False
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer with one line of JSON on standard output.")]
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    """Turn named failures into one message and their exit code."""
-    from launch.worker import WorkerError
-
-    try:
-        yield
-    except UnlearnError as fault:
-        _complain(f"error: {fault.message}", *([f"  cure: {fault.cure}"] if fault.cure else []))
-        raise typer.Exit(fault.exit_code) from None
-    except WorkerError as crash:
-        _complain(crash.output, f"error: {crash}")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        _complain("interrupted; run the same command again to go on")
-        raise typer.Exit(130) from None
-
-
-def _complain(*lines: str) -> None:
-    sys.stdout.flush()
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:
@@ -80,18 +46,49 @@ def _options(
     """Make an image-to-image model forget the images of a batch of deletion requests."""
 
 
+Cluster = Annotated[
+    str, typer.Option("--cluster", metavar="NAME|FILE", help="What nodes have: a name in configs/launch, or a YAML file.")
+]
+
+
 @app.command()
-def run(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Run the whole chain on this machine; go on where it stopped."""
-    with _answering():
+def run(
+    run: Run,
+    overrides: Overrides = None,
+    cluster: Cluster = "",
+    nodes: Annotated[int, typer.Option("--nodes", min=0, help="Nodes that run this same command; 0: this machine.")] = 0,
+    node_rank: Annotated[int, typer.Option("--node-rank", help="This node's number among them, from 0 on.")] = -1,
+    hosts: Annotated[str, typer.Option("--hosts", metavar="A,B,C", help="The nodes' addresses, in that order.")] = "",
+    address: Annotated[str, typer.Option("--address", help="This node's address, where --hosts does not say it.")] = "",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print what each node would run; touch nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole chain on this machine, or with other nodes; go on where it stopped."""
+    with answering():
         from launch.local import read_report, run_chain
+        from launch.node_run import dry_run, given_nodes, run_on_nodes
         from launch.show import print_json, print_table, report_rows
         from pipeline.config import read_batch, resolve
         from pipeline.storage import join
 
         config = dataclasses.replace(resolve(run, overrides), methods={})  # `methods` is for `unlearn compare`
+        rank = None if node_rank < 0 else node_rank
+        given, batch = given_nodes(cluster, nodes, hosts, rank, address, shown=dry), read_batch(config)
+        if dry:
+            given = given or given_nodes("", 1, "", 0, "", shown=True)
+            assert given is not None  # one node was given
+            words = ["run", run, *(overrides or []), *(["--cluster", cluster] if cluster else [])]
+            print("\n".join(dry_run(config, batch, given, words)))
+            return
         speech = sys.stderr if as_json else sys.stdout
-        outcome = run_chain(config, read_batch(config), say=lambda line: print(line, file=speech, flush=True), to_stderr=as_json)
+
+        def say(line: str) -> None:
+            print(line, file=speech, flush=True)
+
+        if given is None:
+            outcome = run_chain(config, batch, say=say, to_stderr=as_json)
+        else:
+            outcome = run_on_nodes(config, batch, given, say=say, to_stderr=as_json)
         report = read_report(outcome.folder)
         page = join(outcome.folder, "report.html")
         if as_json:
@@ -106,6 +103,23 @@ def run(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
         for line in report.get("headline", []):
             print(line)
         print(f"report: {page}")
+
+
+@app.command("stage")
+def one_stage(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder that `unlearn submit` prepared.")],
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="The stage to run.")],
+    node_rank: Annotated[int, typer.Option("--node-rank", help="This node's number; by default Slurm's.")] = -1,
+    address: Annotated[str, typer.Option("--address", help="This node's address; by default Slurm's.")] = "",
+) -> None:
+    """Do this node's part in one stage: what each node of a batch job runs."""
+    with answering():
+        from launch.node_run import run_one_stage
+
+        rank = None if node_rank < 0 else node_rank
+        ran = run_one_stage(folder, name, node_rank=rank, address=address, say=lambda line: print(line, flush=True))
+        if not ran:
+            print(f"{name}: nothing to do on this node")
 
 
 @app.command()
@@ -124,7 +138,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Set several methods side by side, with one original and one retrained model a seed; go on where it stopped."""
-    with _answering():
+    with answering():
         from launch.compare import command, compare_methods
         from launch.show import markdown, print_json, print_table
         from pipeline.config import read_batch, resolve
@@ -164,7 +178,7 @@ def compare(
 @app.command()
 def check(run: Run, overrides: Overrides = None) -> None:
     """Decode the configuration, the requests and every part; touch nothing."""
-    with _answering():
+    with answering():
         from launch.local import check_parts, refuse_other_batch
         from pipeline.config import read_batch, resolve, run_folder
         from pipeline.requests import batch_digest
@@ -179,7 +193,7 @@ def check(run: Run, overrides: Overrides = None) -> None:
 @app.command("list")
 def list_parts(as_json: AsJson = False) -> None:
     """Say which models, methods, sources, tasks and packaged runs there are."""
-    with _answering():
+    with answering():
         from launch.show import print_json, print_table
         from pipeline import component
         from pipeline.config import packaged
@@ -196,7 +210,7 @@ def list_parts(as_json: AsJson = False) -> None:
 @app.command()
 def plan(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Say what a run would do, without doing it."""
-    with _answering():
+    with answering():
         from launch.acts import carry_out
         from launch.plan import NOT_COMPUTED, lines, make_plan
         from launch.show import print_json, print_table, size_text
@@ -237,7 +251,7 @@ def index(
     as_json: AsJson = False,
 ) -> None:
     """Build or refresh the key index of a source; only new and changed shards are read."""
-    with _answering():
+    with answering():
         from launch.acts import answer_lines, carry_out, index_order
         from launch.show import print_json
         from pipeline.orders import IndexAnswer
@@ -254,7 +268,7 @@ def index(
 @app.command()
 def tombstone(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Make all streams skip a batch's images from their next batch on, before anything is rewritten."""
-    with _answering():
+    with answering():
         from launch.acts import carry_out
         from launch.show import print_json
         from pipeline.config import read_batch, resolve
@@ -276,7 +290,7 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Remove a finished batch's images from the source, older versions too, and write the proof."""
-    with _answering():
+    with answering():
         from launch.acts import carry_out, erasure_lines, find_run, plan_lines
         from launch.show import print_json
         from pipeline.errors import ConfigError, StorageError
@@ -309,7 +323,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check offline that a run folder is what its receipts say."""
-    with _answering():
+    with answering():
         from launch.show import print_json
         from launch.verify import verify as examine
 

@@ -22,6 +22,7 @@ import yaml
 from launch import torchrun
 from launch.worker import run_worker
 from pipeline.chain import CHAIN, StageSpec, chain_for, current_receipt, read_receipt
+from pipeline.claim import VARIABLE, owning
 from pipeline.config import RunConfig, run_folder
 from pipeline.decode import canonical, decode, plain
 from pipeline.errors import CheckpointError, ConfigError, GateFailed, IntegrityError, Preempted, StorageError, UnlearnError
@@ -33,9 +34,12 @@ __all__ = [
     "MethodFailed",
     "Outcome",
     "check_parts",
+    "patient_lock",
+    "prepare_folder",
     "read_report",
     "refuse_erased",
     "refuse_other_batch",
+    "remove_parts",
     "run_chain",
     "stages_to_run",
 ]
@@ -108,7 +112,7 @@ def check_parts(config: RunConfig, *, to_stderr: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _patient_lock(folder: str, say: Say) -> Iterator[int | None]:
+def patient_lock(folder: str, say: Say) -> Iterator[int | None]:
     """The folder's lock; ranks of a run that was killed a moment ago need some seconds to go."""
     deadline, told = time.monotonic() + LOCK_SECONDS, False
     with contextlib.ExitStack() as stack:
@@ -152,10 +156,18 @@ def _publish_if_new(uri: str, content: bytes) -> None:
         publish_bytes(uri, content)
 
 
-def _remove_parts(folder: str) -> None:
+def prepare_folder(config: RunConfig, batch: RequestBatch, folder: str) -> None:
+    """Write into a run folder that is ours what its stages read first: the configuration and the requests."""
+    refuse_other_batch(folder, batch_digest(batch))
+    _publish_if_new(join(folder, "config.yaml"), _saved(config))
+    _publish_if_new(join(folder, "shards", "batch.json"), canonical(batch))
+
+
+def remove_parts(folder: str) -> None:
     """Remove unpublished files and folders of a rank that was killed while it wrote; the lock is ours."""
     if is_local(folder):
-        for part in list(Path(folder).rglob("*.part")):
+        # Claims are written all the time, by whoever has one.
+        for part in [path for path in Path(folder).rglob("*.part") if path.parent.name != "claims"]:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
@@ -180,26 +192,24 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
         return Outcome(folder=folder, ran=(), current=names)
     check_parts(config, to_stderr=to_stderr)
     machine, ran = torchrun.resources(config.launch), list[str]()
-    with _no_trace_of_refusal(folder), _patient_lock(folder, say) as handle:
-        refuse_other_batch(folder, batch_digest(batch))
-        _remove_parts(folder)
+    with _no_trace_of_refusal(folder), patient_lock(folder, say) as handle, owning(folder) as held:
+        remove_parts(folder)
         try:
-            _publish_if_new(join(folder, "config.yaml"), _saved(config))
-            _publish_if_new(join(folder, "shards", "batch.json"), canonical(batch))
+            prepare_folder(config, batch, folder)
             for spec in chain_for(config):
                 if current_receipt(config, folder, spec):
                     say(f"{spec.name}: up to date")
                     continue
                 say(f"{spec.name}: {spec.title}")
                 try:
-                    _run_stage(spec, config, folder, machine, handle, say, to_stderr)
+                    _run_stage(spec, config, folder, machine, (handle, held.mark), say, to_stderr)
                 except (CheckpointError, ConfigError, GateFailed) as fault:
                     if method := _method_to_blame(config, spec, fault):
                         raise MethodFailed(method, spec.name, fault, tuple(ran)) from None
                     raise
                 ran.append(spec.name)
         finally:
-            _remove_parts(folder)
+            remove_parts(folder)
     return Outcome(folder=folder, ran=tuple(ran), current=tuple(name for name in names if name not in ran))
 
 
@@ -211,11 +221,18 @@ def _method_to_blame(config: RunConfig, spec: StageSpec, fault: UnlearnError) ->
 
 
 def _run_stage(
-    spec: StageSpec, config: RunConfig, folder: str, machine: torchrun.Resources, handle: int | None, say: Say, to_stderr: bool
+    spec: StageSpec,
+    config: RunConfig,
+    folder: str,
+    machine: torchrun.Resources,
+    owned: tuple[int | None, str],
+    say: Say,
+    to_stderr: bool,
 ) -> None:
-    started = time.monotonic()
+    started, (handle, mark) = time.monotonic(), owned
     log = join(folder, "logs", f"{spec.name}.log") if is_local(folder) else ""
     job = torchrun.stage_job(spec, folder, machine, threads=config.launch.threads)
+    job = dataclasses.replace(job, env={**job.env, VARIABLE: mark})
     run_worker(job, what=f"stage {spec.name}", lock=handle, log=log, to_stderr=to_stderr)
     receipt = current_receipt(config, folder, spec)
     if receipt is None:

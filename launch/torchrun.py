@@ -18,7 +18,7 @@ from pipeline.config import LaunchConfig
 from pipeline.errors import ConfigError
 from pipeline.records import record
 
-__all__ = ["JobSpec", "Resources", "count_gpus", "resources", "stage_job", "worker_job"]
+__all__ = ["JobSpec", "Meeting", "Resources", "agent_job", "count_gpus", "resources", "stage_job", "worker_job"]
 
 
 @record
@@ -29,6 +29,26 @@ class Resources:
     threads: int
     gpus: int
     cores: int
+
+
+@record
+class Meeting:
+    """Where and how the agents of one attempt at a stage meet, and this node's part in it."""
+
+    backend: str
+    """`c10d` or `static`."""
+    endpoint: str
+    """HOST:PORT on the node that leads."""
+    name: str
+    """Of the attempt: agents of an earlier one must not meet it."""
+    nodes: int
+    min_nodes: int
+    rank: int
+    """Of this node; the one that leads has 0."""
+    address: str
+    """Of this node."""
+    interface: str
+    restarts: int
 
 
 @record
@@ -73,7 +93,7 @@ def resources(launch: LaunchConfig, env: Mapping[str, str] | None = None) -> Res
     return Resources(ranks=ranks, threads=launch.threads or max(1, cores // ranks), gpus=gpus, cores=cores)
 
 
-def _environment(base: Mapping[str, str], machine: Resources, threads: int) -> dict[str, str]:
+def _environment(base: Mapping[str, str], machine: Resources, threads: int, interface: str = "lo") -> dict[str, str]:
     bin_folder = os.path.dirname(sys.executable)
     env = {
         **base,
@@ -89,7 +109,11 @@ def _environment(base: Mapping[str, str], machine: Resources, threads: int) -> d
     }
     if not machine.gpus:
         env["DS_ACCELERATOR"] = "cpu"
-        env["GLOO_SOCKET_IFNAME"] = "lo"
+    # Left to themselves both libraries may choose an interface that other nodes cannot reach.
+    if interface and not machine.gpus:
+        env["GLOO_SOCKET_IFNAME"] = interface
+    elif interface and interface != "lo":
+        env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"] = interface
     # The agent's own LOGLEVEL stays: launch.worker reads from its lines how a rank ended.
     env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return env
@@ -113,6 +137,40 @@ def stage_job(spec: StageSpec, folder: str, machine: Resources, *, threads: int 
         *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--rdzv-id=unlearn", "--local-addr=127.0.0.1"),
     )
     return JobSpec(argv=(*agent, *worker), env=_environment(os.environ, machine, machine.threads))
+
+
+def agent_job(spec: StageSpec, folder: str, machine: Resources, meeting: Meeting, *, extra: Mapping[str, str]) -> JobSpec:
+    """The process that runs one stage on one of several nodes: torchrun's agent with this node's ranks.
+
+    What a meeting of nodes needs was found by trying: with c10d each agent must be told whether it is the host, and its own
+    address, or ranks advertise names that do not resolve; and gloo needs the interface, or it binds to the loopback.
+
+    Args:
+        spec: a stage that is a process group.
+        folder: the run folder, on storage that all nodes see.
+        machine: ranks and threads of this node.
+        meeting: of this attempt.
+        extra: variables of the cluster, laid over the others.
+    """
+    host, _, port = meeting.endpoint.rpartition(":")
+    start = (sys.executable, "-m", "torch.distributed.run")
+    common = (f"--nproc-per-node={machine.ranks}", f"--max-restarts={meeting.restarts}", f"--local-addr={meeting.address}")
+    if meeting.backend == "static":
+        nodes = f"--nnodes={meeting.nodes}"
+        meet: tuple[str, ...] = (nodes, f"--node-rank={meeting.rank}", f"--master-addr={host}", f"--master-port={port}")
+    else:
+        least = f"{meeting.min_nodes}:" if meeting.min_nodes < meeting.nodes else ""
+        # Agents start at about the same time; the last call is how long a smaller group waits for a node that is late.
+        terms = f"is_host={int(meeting.rank == 0)},join_timeout=600,last_call_timeout=10"
+        meet = (
+            *(f"--nnodes={least}{meeting.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting.endpoint}"),
+            *(f"--rdzv-id={meeting.name}", f"--rdzv-conf={terms}"),
+        )
+    env = _environment(os.environ, machine, machine.threads, meeting.interface)
+    # A batch system's warning must make the agent send its ranks SIGTERM, so that they save; by itself it would kill it.
+    env["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    worker = ("-m", "pipeline", spec.name, folder)
+    return JobSpec(argv=(*start, *meet, *common, *worker), env={**env, **extra})
 
 
 def worker_job(act: str, file: str, machine: Resources) -> JobSpec:

@@ -26,7 +26,7 @@ from launch.torchrun import JobSpec
 from pipeline import errors
 from pipeline.errors import Preempted, UnlearnError
 
-__all__ = ["WorkerError", "run_worker"]
+__all__ = ["Asked", "WorkerError", "run_worker", "terminable"]
 
 # torchrun's agent gives its ranks 30 s to save their state after SIGTERM; wait a little longer than it does.
 GRACE_SECONDS = 40.0
@@ -35,6 +35,10 @@ AGAIN = "run the same command again; it goes on where it stopped"
 # From <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+
+
+class Asked(Preempted):
+    """This very process was asked to leave, by SIGTERM or by a batch system's SIGUSR1."""
 
 
 class WorkerError(Exception):
@@ -89,17 +93,18 @@ def _adopting() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable(what: str) -> Iterator[None]:
-    """SIGTERM raises Preempted in the body, as Ctrl-C raises KeyboardInterrupt; the old handler is put back."""
+def terminable(what: str) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 raise Asked in the body, as Ctrl-C raises KeyboardInterrupt; the old handlers are put back."""
 
     def stop(number: int, frame: Any) -> None:
-        raise Preempted(f"{what}: stopped by {signal.Signals(number).name}", AGAIN)
+        raise Asked(f"{what}: stopped by {signal.Signals(number).name}", AGAIN)
 
-    old = signal.signal(signal.SIGTERM, stop)
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 class _Capture(threading.Thread):
@@ -166,7 +171,7 @@ def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "
         if os.getppid() != parent:  # The parent died between fork and prctl.
             os._exit(75)
 
-    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch, _terminable(what):
+    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch, terminable(what):
         error_file = os.path.join(scratch, "error.jsonl")
         with _adopting():
             child = subprocess.Popen(

@@ -20,11 +20,11 @@ import yaml
 
 from pipeline import component
 from pipeline.chain import CHAIN, stage
-from pipeline.config import RunConfig, remote_inputs
+from pipeline.config import RunConfig, read_run, remote_inputs
 from pipeline.decode import canonical, decode
 from pipeline.errors import ConfigError, UnlearnError
 from pipeline.orders import ACTS
-from pipeline.stages.runner import read_run, run_stage
+from pipeline.stages.runner import run_stage
 from pipeline.storage import check_access, publish_bytes, read_bytes
 
 __all__ = ["main"]

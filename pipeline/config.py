@@ -51,6 +51,7 @@ __all__ = [
     "packaged",
     "packaged_section",
     "read_batch",
+    "read_run",
     "remote_inputs",
     "resolve",
     "run_folder",
@@ -288,6 +289,17 @@ def read_batch(config: RunConfig) -> RequestBatch:
     if not config.requests:
         raise ConfigError(f"run {config.name}: no requests", "add requests=FILE, or requests: in the run file")
     return read_requests(config.requests)
+
+
+def read_run(folder: str) -> RunConfig:
+    """The resolved configuration saved in a run folder.
+
+    Raises:
+        StorageError: there is none.
+        ConfigError: it is not one of this version's.
+    """
+    where = join(folder, "config.yaml")
+    return decode(RunConfig, read_yaml(where), where=where)
 
 
 def run_id(config: RunConfig, batch: RequestBatch) -> str:

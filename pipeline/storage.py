@@ -27,6 +27,7 @@ from pipeline.retry import retrying
 __all__ = [
     "absolute",
     "check_access",
+    "create_bytes",
     "exists",
     "filesystem",
     "hash_file",
@@ -220,6 +221,39 @@ def publish_bytes(uri: str, content: bytes) -> FileRef:
     with publish(uri) as out:
         out.write(content)
     return out.ref
+
+
+def create_bytes(uri: str, content: bytes) -> bool:
+    """Write `content` where nothing lies yet, whole; of several writers one wins, on any host. False: another was first.
+
+    Locally by a hard link, which fails where the name is taken; elsewhere by the store's conditional write (on S3
+    `If-None-Match: *`).
+    """
+    if is_local(uri):
+        path = filesystem(uri)[1]
+        with _named_faults(uri):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle, part = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".part", dir=os.path.dirname(path))
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.link(part, path)
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(part)
+        return True
+    with _named_faults(uri):
+        try:
+            ask(uri, "pipe_file", content, mode="create")
+        except (OSError, StorageError):
+            # Clients name a failed condition in their own ways, and an answer that was lost on its way looks like one.
+            if not exists(uri):
+                raise
+            return read_bytes(uri) == content
+    return True
 
 
 def move_in(folder: str, target: str) -> None:

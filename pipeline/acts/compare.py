@@ -5,12 +5,13 @@ from __future__ import annotations
 import posixpath
 
 from pipeline.chain import chain_of_method, read_receipt, stage
+from pipeline.config import read_run
 from pipeline.decode import canonical
 from pipeline.errors import StorageError
 from pipeline.orders import CompareAnswer, ComparedRun, CompareOrder
 from pipeline.records import Evaluations, PhaseOutcome
 from pipeline.report import comparison, comparison_page
-from pipeline.stages.runner import Job, read_manifest, read_record, read_run, read_verified
+from pipeline.stages.runner import Job, read_manifest, read_record, read_verified
 from pipeline.storage import absolute, join, publish_bytes
 
 __all__ = ["run"]

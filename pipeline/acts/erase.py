@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.chain import read_receipt, stage
+from pipeline.config import read_run
 from pipeline.data.cache import RangeCache
 from pipeline.data.erase import Erasing
 from pipeline.decode import canonical, decode, digest
@@ -18,7 +19,7 @@ from pipeline.errors import ConfigError, IntegrityError, StorageError
 from pipeline.orders import EraseOrder, ErasurePlan
 from pipeline.records import Erasure, Gone, record
 from pipeline.stages.release import render_again
-from pipeline.stages.runner import Job, read_manifest, read_run
+from pipeline.stages.runner import Job, read_manifest
 from pipeline.storage import absolute, exists, is_local, join, lock, publish_bytes, read_bytes, relative, remove_tree
 
 __all__ = ["PROOF", "run"]

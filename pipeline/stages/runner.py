@@ -14,17 +14,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
-
 from pipeline import __version__
 from pipeline.chain import StageSpec, config_digest, current_receipt, for_variant, inputs_of, read_receipt, stage, write_receipt
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, read_run
 from pipeline.decode import decode, digest
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.records import FileRef, Manifest, Receipt
 from pipeline.storage import absolute, hash_file, join, read_bytes
 
-__all__ = ["Job", "Result", "read_manifest", "read_record", "read_run", "read_verified", "run_stage"]
+__all__ = ["Job", "Result", "read_manifest", "read_record", "read_verified", "run_stage"]
 
 log = logging.getLogger("unlearn")
 
@@ -64,12 +62,6 @@ class Result:
 
     outputs: tuple[str, ...]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def read_run(folder: str) -> RunConfig:
-    """The resolved configuration saved in a run folder."""
-    where = join(folder, "config.yaml")
-    return decode(RunConfig, yaml.safe_load(read_bytes(where)), where=where)
 
 
 def read_record(job: Job, cls: type[Any], name: str) -> Any:

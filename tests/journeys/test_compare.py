@@ -10,9 +10,9 @@ import pytest
 from launch.verify import verify
 from pipeline.acts import compare, erase
 from pipeline.chain import chain_for
+from pipeline.config import read_run
 from pipeline.errors import ConfigError
 from pipeline.orders import Budget, ComparedRun, CompareOrder, EraseOrder
-from pipeline.stages.runner import read_run
 from tests.support.distributed import run_distributed
 from tests.support.runs import TINY, prepare, run_stages
 

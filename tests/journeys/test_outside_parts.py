@@ -16,9 +16,8 @@ import torch
 import yaml
 
 from pipeline.chain import chain_for
-from pipeline.config import RunConfig, read_batch, resolve, run_folder
+from pipeline.config import RunConfig, read_batch, read_run, resolve, run_folder
 from pipeline.decode import canonical, plain
-from pipeline.stages.runner import read_run
 from pipeline.storage import publish_bytes
 from tests.support.distributed import run_distributed
 from tests.support.runs import run_stages

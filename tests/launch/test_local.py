@@ -150,7 +150,7 @@ def test_a_folder_that_becomes_free_is_taken(small: Small) -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
-    with local._patient_lock(run_folder(*small), said.append):
+    with local.patient_lock(run_folder(*small), said.append):
         holder.join()
     assert len(said) == 1
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from pipeline.acts import erase
 from pipeline.chain import chain_for, config_digest, inputs_of, read_receipt, write_receipt
+from pipeline.config import read_run
 from pipeline.evaluation.grid import draw
 from pipeline.orders import EraseOrder, ErasurePlan
 from pipeline.records import Erasure
-from pipeline.stages.runner import read_run, run_stage
+from pipeline.stages.runner import run_stage
 from pipeline.storage import hash_file
 from tests.pipeline.data.tars import packed, picture
 from tests.pipeline.report import fabricated

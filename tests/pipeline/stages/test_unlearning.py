@@ -11,9 +11,8 @@ import safetensors.torch
 import torch
 
 from pipeline.chain import chain_for, read_receipt
-from pipeline.config import packaged
+from pipeline.config import packaged, read_run
 from pipeline.errors import ConfigError
-from pipeline.stages.runner import read_run
 from tests.support.distributed import run_distributed
 from tests.support.runs import prepare, run_stages
 
