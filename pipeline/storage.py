@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,7 +36,6 @@ __all__ = [
     "join",
     "list_files",
     "lock",
-    "move_in",
     "open_read",
     "publish",
     "publish_bytes",
@@ -254,13 +252,6 @@ def create_bytes(uri: str, content: bytes) -> bool:
                 raise
             return read_bytes(uri) == content
     return True
-
-
-def move_in(folder: str, target: str) -> None:
-    """Rename a finished local folder to its final name, replacing an older one."""
-    with _named_faults(target):
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(folder, target)
 
 
 def remove_tree(uri: str) -> None:

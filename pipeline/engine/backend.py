@@ -1,4 +1,4 @@
-"""DeepSpeed behind six verbs: forward, backward, step, save, load, weights. ZeRO 0 to 3, fp32 and bf16.
+"""DeepSpeed behind six verbs: forward, backward, step, save, load, weights. ZeRO 0 to 3, fp32, bf16 and autocast.
 
 DeepSpeed averages gradients over ranks, so a loss function gives each rank its share of the global loss times the
 number of ranks; results then do not depend on the world size beyond rounding.
@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import EngineConfig
+from pipeline.engine import universal
+from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
+from pipeline.engine.files import SHARD, guard_files
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.records import record
 
 log = logging.getLogger("unlearn")
+
+TAG = "engine"
 
 __all__ = ["Backend", "OptimizerConfig", "quiet_deepspeed"]
 
@@ -110,7 +116,8 @@ class Backend:
             warnings.simplefilter("ignore")
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
         self._restore_masters(exact)
-        self.engine.checkpoint_engine = _safe_engine(self.engine.checkpoint_engine)
+        self._written: list[str] = []
+        guard_files(self.engine, group.rank, self._written)
 
     def _restore_masters(self, exact: dict[str, Tensor]) -> None:
         """Set the fp32 master weights to what the model came with: DeepSpeed makes them from the weights cast to bf16.
@@ -173,19 +180,49 @@ class Backend:
         finally:
             self.engine.train()
 
-    def save(self, folder: str) -> None:
-        """Write sharded weights and optimizer states below the local `folder`; every rank must call."""
+    def save(self, folder: str) -> Files:
+        """Write sharded weights and optimizer states below the local `folder`; every rank must call.
+
+        Returns:
+            What this rank wrote there.
+        """
+        self._written.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.engine.save_checkpoint(folder, tag="engine", save_latest=False)
+            self.engine.save_checkpoint(folder, tag=TAG, save_latest=False)
+        paths = [os.path.relpath(path, folder) for path in self._written]
+        return Files(own=[path for path in paths if SHARD in path], shared=[path for path in paths if SHARD not in path])
 
     def load(self, folder: str) -> None:
-        """Restore what `save` wrote at the same world size; every rank must call."""
+        """Restore what `save` wrote at the same world size; every rank must call, and needs its own and the shared files.
+
+        Raises:
+            CheckpointError: a file holds other things than plain data, or there is none.
+        """
+        if not os.path.exists(self.engine._get_ckpt_name(folder, TAG)):
+            raise CheckpointError(f"{folder}: holds no checkpoint of DeepSpeed", "remove the folder and run again")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            path, _ = self.engine.load_checkpoint(folder, tag="engine")
-        if path is None:
-            raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint", "remove the folder and run again")
+            self.engine.load_checkpoint(folder, tag=TAG)
+
+    def convert(self, folder: str, files: Sequence[str], target: str) -> None:
+        """Make `target` from all files that all ranks wrote with `save`, for any world size; one process calls.
+
+        Raises:
+            CheckpointError: a file holds other things than plain data.
+        """
+        if self._config.zero_stage > 0:  # nothing is split otherwise
+            universal.convert(folder, files, target)
+
+    def load_converted(self, folder: str, target: str) -> None:
+        """Restore what was saved in `folder` at another world size from what `convert` made of it; every rank must call.
+
+        Frozen weights stay as given. Raises like `load`.
+        """
+        if self._config.zero_stage > 0:
+            universal.load(self.engine, target)
+        else:
+            self.load(folder)
 
     def weights(self) -> dict[str, Tensor]:
         """Consolidated fp32 master weights on the CPU, by parameter name, and buffers; every rank must call."""
@@ -220,19 +257,3 @@ def _refuse_what_cannot_compile(device: torch.device) -> None:
     if " " in os.path.dirname(torch.__file__):
         cure = "install into a folder without a space in its path, or set engine.compile=false"
         raise ConfigError(f"engine.compile: torch cannot link below a path with a space: {os.path.dirname(torch.__file__)}", cure)
-
-
-def _safe_engine(engine: Any) -> Any:
-    """DeepSpeed's checkpoint engine with loading limited to tensors, plain data and four plain classes of DeepSpeed."""
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-
-    def load(path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-    engine.load = load
-    return engine

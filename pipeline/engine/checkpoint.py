@@ -1,18 +1,21 @@
 """Sharded checkpoints that appear whole, and consolidated weights as safetensors.
 
-A checkpoint folder is renamed into place after its `state.json`, which holds the training state and the digest of
-every other file; a kill at any moment leaves the older one. Sharded files are DeepSpeed's and local: when the run
-folder is in a bucket they lie in a scratch folder of this machine, and only consolidated weights are published.
+Every rank writes, publishes and hashes its own files, and on the way back reads its own and those that all share, so what a
+rank does stays the same at any number of ranks. `state.json`, which names them with their digests, is replaced last: a kill
+at any moment leaves the older checkpoint. A checkpoint of another number of ranks is converted, once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
 import os
-import shutil
-import tempfile
-from typing import Any, Protocol
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import safetensors.torch
 import torch
@@ -20,12 +23,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.decode import canonical, decode
-from pipeline.engine.distributed import ProcessGroup
+from pipeline.engine.agreement import Group, agreed
+from pipeline.engine.places import Places
 from pipeline.errors import CheckpointError, IntegrityError
 from pipeline.records import FileRef, record
-from pipeline.storage import hash_file, is_local, join, list_files, move_in, publish_bytes, read_bytes, remove_tree
+from pipeline.storage import hash_file, join, publish_bytes, read_bytes
 
-__all__ = ["Checkpoints", "TrainState", "load_weights", "save_weights"]
+__all__ = ["Checkpoints", "Files", "TrainState", "load_weights", "save_weights"]
+
+log = logging.getLogger("unlearn")
+
+NAME = re.compile(r"step-\d+-[0-9a-f]{8}")
 
 
 @record
@@ -41,20 +49,43 @@ class TrainState:
 
 
 @record
+class Piece:
+    """One file of a checkpoint, relative to its folder. The rank that wrote it reads it again; all read a shared one."""
+
+    rank: int
+    shared: bool
+    file: FileRef
+
+
+@record
 class Saved:
-    """Content of `state.json`."""
+    """Content of `state.json`: the newest checkpoint, whose files lie in `folder` beside it."""
 
     state: TrainState
     world_size: int
     config_digest: str
-    files: tuple[FileRef, ...]
+    folder: str
+    pieces: tuple[Piece, ...]
+    schema: Literal["checkpoint/2"] = "checkpoint/2"
+
+
+class Files(NamedTuple):
+    """What one rank wrote, relative to the folder: files that it alone reads again, and files that all ranks read."""
+
+    own: Sequence[str]
+    shared: Sequence[str]
 
 
 class Savable(Protocol):
-    """What a checkpoint saves beside the state."""
+    """What a checkpoint saves beside the state. Folders are local."""
 
-    def save(self, folder: str) -> None: ...
+    def save(self, folder: str) -> Files: ...
     def load(self, folder: str) -> None: ...
+
+    def convert(self, folder: str, files: Sequence[str], target: str) -> None:
+        """Make `target` from all `files` of a checkpoint, whatever its number of ranks; one process calls."""
+
+    def load_converted(self, folder: str, target: str) -> None: ...
 
 
 class Checkpoints:
@@ -63,65 +94,163 @@ class Checkpoints:
     Args:
         folder: the run folder; checkpoints lie in its `checkpoints/<phase>/`.
         config_digest: checkpoints written under another configuration are ignored.
+        fence: called on rank 0 right before a checkpoint is put in place or removed; what it raises is raised on all ranks.
+        scratch: where a bucket's files lie on this machine, see `Places`.
     """
 
-    def __init__(self, folder: str, phase: str, *, config_digest: str, group: ProcessGroup) -> None:
-        run = folder if is_local(folder) else os.path.join(tempfile.gettempdir(), "i2i-unlearn", os.path.basename(folder))
-        self._base = os.path.join(run, "checkpoints", phase)
-        self._digest, self._group = config_digest, group
+    def __init__(
+        self,
+        folder: str,
+        phase: str,
+        *,
+        config_digest: str,
+        group: Group,
+        fence: Callable[[], None] = lambda: None,
+        scratch: str = "",
+    ) -> None:
+        self._places = Places(folder, phase, scratch=scratch)
+        self._digest, self._group, self._fence = config_digest, group, fence
+        self._newest = ""
+        self._mine: list[str] = []
+        """What this rank wrote of the newest checkpoint, as far as it knows."""
 
-    def _last(self) -> str:
-        return os.path.join(self._base, "last")
+    @property
+    def _first(self) -> bool:
+        return self._group.rank == 0
 
     def save(self, backend: Savable, state: TrainState) -> None:
-        """Write a checkpoint and put it in place of the older one; every rank must call."""
-        part = os.path.join(self._base, "next.part")
-        if self._group.rank == 0:
-            shutil.rmtree(part, ignore_errors=True)
-            os.makedirs(part, exist_ok=True)
-        self._group.barrier()
-        backend.save(part)
-        self._group.barrier()
-        if self._group.rank == 0:
-            files = tuple(dataclasses.replace(hash_file(uri), uri=os.path.relpath(uri, part)) for uri in list_files(part))
-            saved = Saved(state=state, world_size=self._group.world_size, config_digest=self._digest, files=files)
-            publish_bytes(os.path.join(part, "state.json"), canonical(saved))
-            move_in(part, self._last())
-        self._group.barrier()
-
-    def read(self) -> Saved | None:
-        """The saved state, or None when there is none for this configuration and world size.
+        """Write a checkpoint and put it in place of the older one; every rank must call.
 
         Raises:
-            IntegrityError: a file of the checkpoint is missing or changed.
+            UnlearnError: a rank could not publish its files, or the fence is down; the older checkpoint stands.
         """
-        uri = os.path.join(self._last(), "state.json")
-        if not os.path.exists(uri):
-            return None
-        saved = decode(Saved, json.loads(read_bytes(uri)), where=uri, error=IntegrityError)
-        if saved.config_digest != self._digest or saved.world_size != self._group.world_size:
-            return None
-        for ref in saved.files:
-            path = os.path.join(self._last(), ref.uri)
-            if not os.path.exists(path) or hash_file(path).sha256 != ref.sha256:
-                raise IntegrityError(f"{path}: not the bytes that were saved", "remove the checkpoint folder and run again")
-        return saved
+        name = agreed(self._group, lambda: self._places.new_name(state.step))[0]
+        # Not agreed on: the ranks meet inside, and one that fails there ends, which ends the others.
+        files = backend.save(self._places.prepare(name))
+        pieces = agreed(self._group, lambda: self._published(name, files))
+        saved = Saved(
+            state=state,
+            world_size=self._group.world_size,
+            config_digest=self._digest,
+            folder=name,
+            pieces=tuple(piece for rank in pieces for piece in rank),
+        )
+        agreed(self._group, lambda: self._point(saved))
+        if self._newest:
+            # Each rank its own: one that removed all of them would keep the others waiting, the longer the more they are.
+            for path in self._mine:
+                self._places.remove(f"{self._newest}/{path}")
+            self._group.barrier()
+            self._places.drop(self._newest, first=self._first)
+        self._newest, self._mine = name, [*files.own, *files.shared]
+
+    def _published(self, name: str, files: Files) -> list[Piece]:
+        named = [(False, path) for path in files.own] + [(True, path) for path in files.shared]
+        return [Piece(rank=self._group.rank, shared=shared, file=self._places.put(name, path)) for shared, path in named]
+
+    def _point(self, saved: Saved) -> None:
+        if self._first:
+            self._fence()
+            self._places.point(canonical(saved))
+
+    def read(self) -> Saved | None:
+        """The newest checkpoint of this configuration, of any number of ranks, or None; its files are not looked at.
+
+        Raises:
+            IntegrityError: what should name it is no state of a checkpoint.
+        """
+        return self._look()[0]
+
+    def _look(self) -> tuple[Saved | None, str]:
+        """The newest checkpoint that can be used, and the digest of what names the newest one."""
+        content, where = self._places.pointed(), self._places.pointer
+        if content is None:
+            return None, ""
+        try:
+            saved = decode(Saved, json.loads(content), where=where, error=IntegrityError)
+        except (ValueError, IntegrityError) as fault:
+            named = fault.message if isinstance(fault, IntegrityError) else f"{where}: not the state of a checkpoint"
+            raise IntegrityError(named, self._places.cure) from None
+        if not NAME.fullmatch(saved.folder):
+            raise IntegrityError(f"{where}: {saved.folder!r} is no folder of a checkpoint", self._places.cure)
+        self._newest = saved.folder
+        return saved if saved.config_digest == self._digest else None, hashlib.sha256(content).hexdigest()
 
     def restore(self, backend: Savable) -> TrainState | None:
-        """Load the newest checkpoint, if there is one; every rank must call."""
-        saved = self.read()
-        self._group.barrier()
+        """Load the newest checkpoint, if there is one, whatever number of ranks wrote it; every rank must call.
+
+        Raises:
+            IntegrityError: a file of the checkpoint is missing or changed; the same error on all ranks.
+            CheckpointError: it holds other things than plain data.
+        """
+        seen: list[Saved | None] = []
+        if len(set(agreed(self._group, lambda: self._swept(seen)))) > 1:
+            cure = "give all nodes one run folder: a shared disk or a bucket"
+            raise IntegrityError(f"{self._places.pointer}: the ranks see different checkpoints", cure)
+        saved = seen[0]
         if saved is None:
             return None
-        backend.load(self._last())
+        if saved.world_size == self._group.world_size:
+            agreed(self._group, lambda: self._fetched(saved))
+            self._mine = [piece.file.uri for piece in saved.pieces if piece.rank == self._group.rank]
+            backend.load(self._places.local(saved.folder))
+        elif saved.state.step == 0:
+            return None  # where the phase begins anyway; and there are no moments yet that could be converted
+        else:
+            self._resize(backend, saved)
+        if self._first and saved.state.step:
+            log.info("going on from step %d, saved by %d ranks", saved.state.step, saved.world_size)
         return saved.state
 
+    def _swept(self, seen: list[Saved | None]) -> str:
+        saved, digest = self._look()
+        seen.append(saved)
+        if self._first:
+            self._fence()
+        self._places.sweep(self._newest, first=self._first)
+        return digest
+
+    def _fetched(self, saved: Saved) -> None:
+        for piece in saved.pieces:
+            if piece.rank == self._group.rank and not piece.shared:
+                self._places.get(saved.folder, piece.file)
+        with self._places.alone():
+            for piece in saved.pieces:
+                if piece.shared:
+                    self._places.get(saved.folder, piece.file)
+
+    def _resize(self, backend: Savable, saved: Saved) -> None:
+        if self._first:
+            log.info("the checkpoint of %d ranks is converted for %d", saved.world_size, self._group.world_size)
+        name = f"{saved.folder}.{agreed(self._group, lambda: secrets.token_hex(4))[0]}.part"
+        target = self._places.local(name)
+        agreed(self._group, lambda: self._converted(backend, saved, target), patient=True)
+        backend.load_converted(self._places.local(saved.folder), target)
+        self._group.barrier()  # others may still be reading
+        self._places.drop(name, first=self._first)
+        self.save(backend, saved.state)  # the next restart, and a step back, find it at this number of ranks
+
+    def _converted(self, backend: Savable, saved: Saved, target: str) -> None:
+        if self._places.shared and not self._first:
+            return
+        with self._places.alone():
+            if os.path.exists(target):
+                return  # another process of this machine was first
+            for piece in saved.pieces:
+                self._places.get(saved.folder, piece.file)
+            os.makedirs(target)
+            backend.convert(self._places.local(saved.folder), [piece.file.uri for piece in saved.pieces], target)
+
     def clear(self) -> None:
-        """Remove sharded files once the phase's weights are published: they hold optimizer states of forget data."""
+        """Remove the checkpoints once the phase's weights are published: they hold optimizer states of forget data."""
         self._group.barrier()
-        if self._group.rank == 0:
-            shutil.rmtree(self._last(), ignore_errors=True)
-            remove_tree(os.path.join(self._base, "next.part"))
+        agreed(self._group, self._cleared)
+
+    def _cleared(self) -> None:
+        if self._first:
+            self._fence()
+        self._places.clear(first=self._first)
+        self._newest, self._mine = "", []
 
 
 def save_weights(weights: dict[str, Tensor], folder: str, name: str) -> str:

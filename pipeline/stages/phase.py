@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline import component
 from pipeline.chain import config_digest, inputs_of, read_receipt
+from pipeline.claim import fence
 from pipeline.data.samples import Samples, read_samples
 from pipeline.data.stream import Feed, ImageReader, Stream
 from pipeline.data.tasks.base import Task
@@ -163,7 +164,7 @@ class Phase:
         """Run the loop to its end and publish the metrics."""
         engine = self.job.config.engine
         mark = digest([config_digest(self.job.config, self.job.spec), inputs_of(self.job.folder, self.job.spec)])
-        self._checkpoints = Checkpoints(self.job.home, self.name, config_digest=mark, group=self.group)
+        self._checkpoints = Checkpoints(self.job.home, self.name, config_digest=mark, group=self.group, fence=fence)
         every = min(engine.log_steps, max(1, steps // CURVE_POINTS))  # short phases are drawn too
         telemetry = Telemetry(self.job.home, self.name, every=every, group=self.group)
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.chain import StageSpec, config_digest, current_receipt, for_variant, inputs_of, read_receipt, stage, write_receipt
+from pipeline.claim import fence
 from pipeline.config import RunConfig, read_run
 from pipeline.decode import decode, digest
 from pipeline.errors import IntegrityError, StorageError
@@ -128,6 +129,7 @@ def run_stage(name: str, folder: str, *, rank: int = 0, world_size: int = 1) -> 
         ended_at=_now(),
         facts=dict(result.facts),
     )
+    fence()
     write_receipt(folder, receipt)
     log.info("%s: done, outputs %s", name, digest(outputs)[:12])
     return receipt

@@ -18,7 +18,6 @@ from pipeline.storage import (
     join,
     list_files,
     lock,
-    move_in,
     open_read,
     publish,
     publish_bytes,
@@ -84,13 +83,6 @@ def test_no_space_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(StorageError, match="no space left"):
         publish_bytes(str(tmp_path / "x.bin"), b"content")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_finished_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
-    publish_bytes(str(tmp_path / "next" / "f"), b"new")
-    publish_bytes(str(tmp_path / "last" / "g"), b"old")
-    move_in(str(tmp_path / "next"), str(tmp_path / "last"))
-    assert [Path(uri).name for uri in list_files(str(tmp_path))] == ["f"]
 
 
 def test_a_folder_has_one_owner_until_its_process_ends(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import shutil
 import tempfile
 
@@ -13,7 +14,7 @@ import torch
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import Backend, OptimizerConfig, _refuse_what_cannot_compile, quiet_deepspeed
 from pipeline.engine.distributed import group
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.autoencoder import Config, build
 from tests.support.distributed import run_distributed
 
@@ -58,17 +59,30 @@ def test_master_weights_are_the_given_ones_not_their_bf16_rounding() -> None:
             assert torch.equal(tensor, kept[name]), f"stage {stage}: {name}"
 
 
+def _saved(backend: Backend, folder: str) -> str:
+    """Save; the folder that is returned holds what this rank wrote for itself and what all share, as on a machine of its own."""
+    files = backend.save(folder)
+    shared = [path for rank in group().gather(list(files.shared)) for path in rank]
+    mine = os.path.join(folder, f"only-{group().rank}")
+    for path in (*files.own, *shared):
+        os.makedirs(os.path.dirname(os.path.join(mine, path)), exist_ok=True)
+        shutil.copy(os.path.join(folder, path), os.path.join(mine, path))
+    return mine
+
+
 def resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
     answers = {}
     for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16", "autocast")):
         whole = _backend(stage, precision)
         _steps(whole, 0, 4)
-        whole.save(f"{folder}/{stage}{precision}")
+        saved_in = _saved(whole, f"{folder}/{stage}{precision}")
         _steps(whole, 4, 3)
         expected = whole.weights()
         whole.close()
         resumed = _backend(stage, precision, seed=1)
-        resumed.load(f"{folder}/{stage}{precision}")
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            resumed.load(f"{folder}/absent")
+        resumed.load(saved_in)
         saved = resumed.weights()
         _steps(resumed, 4, 3)
         answers[f"{stage}{precision}"] = (expected, resumed.weights(), saved)

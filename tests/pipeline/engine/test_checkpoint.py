@@ -1,69 +1,253 @@
-"""Checkpoints appear whole, weights load strictly, every changed byte is found."""
+"""Checkpoints appear whole, on a disk and in a bucket, at any number of ranks; every changed byte is found; weights load
+strictly. Ranks are threads here."""
 
 from __future__ import annotations
 
+import builtins
+import json
 import os
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from pipeline.engine.checkpoint import Checkpoints, TrainState, load_weights, save_weights
-from pipeline.errors import CheckpointError, IntegrityError, StorageError
+from pipeline import storage
+from pipeline.engine.checkpoint import Checkpoints, Files, TrainState, load_weights, save_weights
+from pipeline.errors import CheckpointError, IntegrityError, Preempted, StorageError
+from tests.pipeline.engine.test_agreement import Rank, together
+
+ALONE = Rank(0, [None], threading.Barrier(1))
+STATE = TrainState(step=3, seen=(7,), digests=("0f",), measures={"loss": 0.5})
 
 
-class Fake:
-    """Saves a text; can be told to fail half-way."""
+class Shards:
+    """A text that is split over the ranks, and one that they share; `save` can be told to fail half-way."""
 
-    def __init__(self, text: str = "", fail: bool = False) -> None:
-        self.text, self.fail = text, fail
+    def __init__(self, group: Rank = ALONE, text: str = "", fail: bool = False) -> None:
+        self.group, self.text, self.fail, self.converted = group, text, fail, ""
 
-    def save(self, folder: str) -> None:
-        Path(folder, "state.bin").write_text(self.text)
+    def save(self, folder: str) -> Files:
+        own, first = f"shard-{self.group.rank:03d}", self.group.rank == 0
+        Path(folder, own).write_text(f"{self.text}/{self.group.rank:03d}/" + "x" * 1000)
         if self.fail:
             raise OSError("killed here")
+        if first:
+            Path(folder, "model").write_text(self.text)
+        return Files([own], ["model"] if first else [])
 
     def load(self, folder: str) -> None:
-        self.text = Path(folder, "state.bin").read_text()
+        self.text, own = Path(folder, "model").read_text(), f"{self.group.rank:03d}"
+        assert Path(folder, f"shard-{own}").read_text().split("/")[:2] == [self.text, own]
+
+    def convert(self, folder: str, files: Sequence[str], target: str) -> None:
+        texts = [Path(folder, file).read_text().split("/")[0] for file in sorted(files)]
+        Path(target, "whole").write_text("+".join(texts))
+
+    def load_converted(self, folder: str, target: str) -> None:
+        self.converted = Path(target, "whole").read_text()
+        self.text = self.converted.split("+")[0]
 
 
-def alone(rank: int = 0, world_size: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(rank=rank, world_size=world_size, barrier=lambda: None)
+def checkpoints(folder: str | Path, group: Rank = ALONE, digest: str = "a", **named: Any) -> Checkpoints:
+    return Checkpoints(str(folder), "phase", config_digest=digest, group=group, **named)
 
 
-def checkpoints(folder: Path, digest: str = "a", world_size: int = 1) -> Checkpoints:
-    return Checkpoints(str(folder), "phase", config_digest=digest, group=alone(world_size=world_size))
+def files_below(folder: str | Path) -> list[str]:
+    """Without hidden ones: locks, and temporary files of a process that was killed."""
+    found = storage.list_files(str(folder)) if storage.exists(str(folder)) else []
+    return sorted(name for name in (uri.rpartition("/")[2] for uri in found) if not name.startswith("."))
 
 
-def test_a_save_that_fails_leaves_the_older_checkpoint(tmp_path: Path) -> None:
-    state = TrainState(step=3, seen=(7,), digests=("0f",), measures={"loss": 0.5})
-    checkpoints(tmp_path).save(Fake("three"), state)
+def step_folder(folder: Path) -> Path:
+    (found,) = folder.glob("checkpoints/phase/step-*")
+    return found
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    folder = str(tmp_path / "run") if request.param == "disk" else f"memory://{uuid.uuid4().hex}/run"
+    yield folder
+    storage.remove_tree(folder)
+
+
+def test_a_save_that_fails_leaves_the_older_checkpoint(run: str, tmp_path: Path) -> None:
+    scratch = str(tmp_path / "scratch")
+    checkpoints(run, scratch=scratch).save(Shards(text="three"), STATE)
     with pytest.raises(OSError, match="killed"):
-        checkpoints(tmp_path).save(Fake("six", fail=True), TrainState(step=6))
-    restored = Fake()
-    assert checkpoints(tmp_path).restore(restored) == state
+        checkpoints(run, scratch=scratch).save(Shards(text="six", fail=True), TrainState(step=6))
+    restored = Shards()
+    assert checkpoints(run, scratch=scratch).restore(restored) == STATE
     assert restored.text == "three"
 
 
-def test_another_configuration_or_world_size_starts_anew(tmp_path: Path) -> None:
-    checkpoints(tmp_path).save(Fake("x"), TrainState(step=1))
-    assert checkpoints(tmp_path, digest="b").restore(Fake()) is None
-    assert checkpoints(tmp_path, world_size=2).read() is None
+class Killed(BaseException):
+    """Ends a process, as far as a test can."""
 
 
-def test_a_changed_byte_is_named_and_clear_removes_all(tmp_path: Path) -> None:
-    points = checkpoints(tmp_path)
-    points.save(Fake("right"), TrainState(step=1))
-    file = tmp_path / "checkpoints" / "phase" / "last" / "state.bin"
-    file.write_text("wrong")
-    with pytest.raises(IntegrityError, match=r"state\.bin"):
-        points.restore(Fake())
+class Power:
+    """Lets `left` calls through; then it is off, and every call is the last."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def over(self, call: Any) -> Any:
+        def limited(*arguments: Any, **named: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+            return call(*arguments, **named)
+
+        return limited
+
+
+def killed_after(calls: int, act: Any) -> bool:
+    """Run `act` with that many calls that change files, on this machine or in a store; whether it was cut short."""
+    power = Power(calls)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir", "mkdir", "remove"):
+            patch.setattr(os, name, power.over(getattr(os, name)))
+        patch.setattr(builtins, "open", power.over(open))
+        patch.setattr(storage, "_upload", power.over(storage._upload))
+        patch.setattr(storage, "ask", power.over(storage.ask))
+        try:
+            act()
+        except Killed:
+            return True
+    return False
+
+
+def test_killed_at_any_moment_there_is_a_whole_checkpoint(run: str, tmp_path: Path) -> None:
+    scratch = str(tmp_path / "scratch")
+    checkpoints(run, scratch=scratch).save(Shards(text="0"), TrainState(step=0))
+    step, calls, cut = 0, 0, 0
+    while True:
+        before = step
+
+        def save_and_go_on(step: int = before) -> None:
+            points, backend = checkpoints(run, scratch=scratch), Shards()
+            assert points.restore(backend) is not None
+            points.save(Shards(text=str(step + 1)), TrainState(step=step + 1))
+
+        whole = not killed_after(calls, save_and_go_on)
+        backend = Shards()
+        state = checkpoints(run, scratch=scratch).restore(backend)
+        assert state is not None and state.step in (before, before + 1) and backend.text == str(state.step)
+        assert files_below(run) == ["model", "shard-000", "state.json"], "what the killed one left is swept"
+        step, calls, cut = state.step, calls + 1, cut + (not whole)
+        if whole:
+            break
+    assert step > 0 and cut > 10
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "foreign", "shared"])
+def test_a_file_that_is_not_the_saved_one_is_refused_on_all_ranks(tmp_path: Path, how: str) -> None:
+    together(4, lambda group: checkpoints(tmp_path, group).save(Shards(group, "right"), STATE))
+    shard = step_folder(tmp_path) / ("model" if how == "shared" else "shard-002")
+    if how == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes((shard.parent / "shard-001").read_bytes() if how == "foreign" else b"wrong")
+    found = together(4, lambda group: checkpoints(tmp_path, group).restore(Shards(group)))
+    assert [type(fault) for fault in found] == [IntegrityError] * 4
+    assert len({str(fault) for fault in found}) == 1 and shard.name in str(found[0])
+    found = together(3, lambda group: checkpoints(tmp_path, group).restore(Shards(group)))
+    assert [type(fault) for fault in found] == [IntegrityError] * 3, "at another number of ranks too"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"folder": "../../../etc"}, "no folder of a checkpoint"),
+        ({"pieces": [{"rank": 0, "shared": False, "file": {"uri": "../x", "sha256": "0", "bytes": 1}}]}, "does not lie in"),
+        ({"pieces": [{"rank": 0, "shared": True, "file": {"uri": "/etc/x", "sha256": "0", "bytes": 1}}]}, "does not lie in"),
+        ({"world_size": "two"}, "world_size"),
+        (None, "not the state"),
+    ],
+)
+def test_a_state_that_names_foreign_places_is_refused(tmp_path: Path, change: dict[str, Any] | None, words: str) -> None:
+    checkpoints(tmp_path).save(Shards(text="x"), STATE)
+    file = tmp_path / "checkpoints" / "phase" / "last" / "state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}) if change else "{")
+    with pytest.raises(IntegrityError, match=words) as refusal:
+        checkpoints(tmp_path).restore(Shards())
+    assert "cure: remove " in str(refusal.value)
+
+
+def test_another_configuration_starts_anew_and_leaves_nothing_behind(run: str, tmp_path: Path) -> None:
+    scratch = str(tmp_path / "scratch")
+    checkpoints(run, scratch=scratch).save(Shards(text="x"), STATE)
+    points = checkpoints(run, digest="b", scratch=scratch)
+    assert points.restore(Shards()) is None
+    points.save(Shards(text="y"), TrainState())
+    assert files_below(run) == ["model", "shard-000", "state.json"]
     points.clear()
     assert points.read() is None
-    assert not [name for _, _, names in os.walk(tmp_path) for name in names]
+    assert not files_below(run) and not files_below(scratch)
+    assert not storage.exists(f"{run}/checkpoints/phase/last")
+
+
+def test_another_number_of_ranks_converts_once_and_the_next_restart_finds_its_own(run: str, tmp_path: Path) -> None:
+    scratch = str(tmp_path / "scratch")
+    together(4, lambda group: checkpoints(run, group, scratch=scratch).save(Shards(group, "t"), STATE))
+
+    def restart(group: Rank) -> tuple[TrainState | None, str, str]:
+        backend = Shards(group)
+        return checkpoints(run, group, scratch=scratch).restore(backend), backend.text, backend.converted
+
+    assert together(2, restart) == [(STATE, "t", "t+t+t+t+t")] * 2
+    assert together(2, restart) == [(STATE, "t", "")] * 2
+    assert files_below(run) == ["model", "shard-000", "shard-001", "state.json"]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_the_conversion_refuses_is_refused_on_all_ranks_and_stays(tmp_path: Path) -> None:
+    together(2, lambda group: checkpoints(tmp_path, group).save(Shards(group, "t"), STATE))
+
+    class Refusing(Shards):
+        def convert(self, folder: str, files: Sequence[str], target: str) -> None:
+            raise CheckpointError(f"{folder}: holds posix.system, which is not plain data")
+
+    found = together(3, lambda group: checkpoints(tmp_path, group).restore(Refusing(group)))
+    assert [type(fault) for fault in found] == [CheckpointError] * 3
+    assert together(2, lambda group: checkpoints(tmp_path, group).restore(Shards(group))) == [STATE] * 2
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_at_another_number_of_ranks_a_phase_that_took_no_step_begins_anew(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(Shards(text="x"), TrainState())
+    assert together(2, lambda group: checkpoints(tmp_path, group).restore(Shards(group))) == [None, None]
+
+
+def test_a_fence_that_is_down_reaches_all_ranks_and_nothing_is_replaced_or_removed(tmp_path: Path) -> None:
+    together(3, lambda group: checkpoints(tmp_path, group).save(Shards(group, "mine"), STATE))
+
+    def fence() -> None:
+        raise Preempted("another owner took this run folder over")
+
+    for act in ("save", "restore", "clear"):
+
+        def late(group: Rank, act: str = act) -> Any:
+            points, backend = checkpoints(tmp_path, group, fence=fence), Shards(group, "late")
+            return {
+                "save": lambda: points.save(backend, TrainState(step=9)),
+                "restore": lambda: points.restore(backend),
+                "clear": points.clear,
+            }[act]()
+
+        assert [type(fault) for fault in together(3, late)] == [Preempted] * 3, act
+    assert together(3, lambda group: checkpoints(tmp_path, group).restore(Shards(group))) == [STATE] * 3
+
+
+def test_ranks_that_do_not_share_the_folder_are_told_so(tmp_path: Path) -> None:
+    checkpoints(tmp_path / "node0").save(Shards(text="x"), STATE)
+    found = together(2, lambda group: checkpoints(tmp_path / f"node{group.rank}", group).restore(Shards(group)))
+    assert all(isinstance(fault, IntegrityError) and "different checkpoints" in str(fault) for fault in found)
 
 
 def test_weights_round_trip_and_equal_weights_give_equal_bytes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.engine.checkpoint import Checkpoints, TrainState
+from pipeline.engine.checkpoint import Checkpoints, Files, TrainState
 from pipeline.engine.guard import Guard, Verdict
 from pipeline.engine.loop import fit
 from pipeline.errors import Preempted
@@ -38,8 +38,9 @@ class Backend:
         assert step == self.weight
         self.weight += 1
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str) -> Files:
         Path(folder, "weight").write_text(str(self.weight))
+        return Files(["weight"], [])
 
     def load(self, folder: str) -> None:
         self.weight = int(Path(folder, "weight").read_text())

@@ -1,0 +1,78 @@
+"""How DeepSpeed's engine meets files: it loads plain data only, and looks for no other rank's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline.errors import CheckpointError
+
+__all__ = ["SHARD", "guard_files", "plain_loading"]
+
+SHARD = "zero_pp_rank_"
+"""In the names of files that one rank alone reads."""
+FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+REFUSED = re.compile(r"GLOBAL (\S+)")
+
+
+@contextlib.contextmanager
+def plain_loading(where: str) -> Iterator[None]:
+    """Limit `torch.load` to tensors, plain data and four plain classes of DeepSpeed, whatever its caller asks for.
+
+    Raises:
+        CheckpointError: a file holds something else; none of it was executed.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = {name: os.environ.pop(name, None) for name in (FORCE, FORBID)}
+    known = torch.serialization.get_safe_globals()
+    os.environ[FORCE] = "1"
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+    try:
+        yield
+    except pickle.UnpicklingError as fault:
+        found = REFUSED.search(str(fault))
+        what = found[1] if found else "something"
+        cure = "this program did not write it so: remove the checkpoint and run again"
+        raise CheckpointError(f"{where}: holds {what}, which is not plain data", cure) from None
+    finally:
+        # torch's own context would take away what one around it had added.
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(known)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def guard_files(engine: Any, rank: int, written: list[str]) -> None:
+    """Have DeepSpeed load plain data only, note in `written` what it writes, and look for no other rank's files."""
+    files = engine.checkpoint_engine
+    dump = files.save
+
+    def save(state_dict: Any, path: str) -> None:
+        dump(state_dict, path)
+        written.append(path)
+
+    def load(path: str, map_location: Any = None) -> Any:
+        with plain_loading(path):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    def states(folder: str, tag: str) -> list[str]:
+        # Its own way is to list the folder, which holds as many files as there are ranks.
+        first = "0" if engine.load_universal_checkpoint() else None
+        return [engine._get_ckpt_name(folder, tag, pp_placeholder=first)]
+
+    def shards(folder: str, tag: str, bf16_mode: bool) -> list[str | None]:
+        own = engine._get_rank_zero_ckpt_name(folder, tag, engine.checkpoint_mp_rank, rank, bf16_mode)
+        return [own if other == rank else None for other in range(engine.loaded_checkpoint_dp_world_size)]
+
+    files.save, files.load, engine._get_all_ckpt_names, engine._get_all_zero_checkpoint_names = save, load, states, shards

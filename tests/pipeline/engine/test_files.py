@@ -1,0 +1,54 @@
+"""Loading takes plain data and nothing that could run code, whatever the caller asks for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import EngineConfig
+from pipeline.engine.backend import quiet_deepspeed
+from pipeline.engine.files import FORBID, FORCE, plain_loading
+from pipeline.errors import CheckpointError
+
+
+class Malicious:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return eval, (f"open({str(self.mark)!r}, 'w')",)
+
+
+def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path: Path) -> None:
+    quiet_deepspeed(EngineConfig())
+    file, mark = tmp_path / "state.pt", tmp_path / "mark"
+    torch.save({"module": torch.ones(2), "extra": Malicious(mark)}, file)
+    with pytest.raises(CheckpointError, match=r"step: holds eval, which is not plain data"):
+        with plain_loading("step"):
+            torch.load(file, weights_only=False)
+    assert not mark.exists()
+
+
+def test_deepspeed_s_own_plain_classes_pass_and_what_was_set_before_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet_deepspeed(EngineConfig())
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    monkeypatch.setenv(FORBID, "1")
+    monkeypatch.delenv(FORCE, raising=False)
+    file = tmp_path / "state.pt"
+    torch.save(fragment_address(start=3, numel=4), file)
+    before = set(torch.serialization.get_safe_globals())
+    with plain_loading("outer"):
+        with plain_loading("inner"):
+            assert os.environ[FORCE] == "1" and FORBID not in os.environ
+        assert torch.load(file, weights_only=False).start == 3
+    assert os.environ[FORBID] == "1" and FORCE not in os.environ
+    assert set(torch.serialization.get_safe_globals()) == before
