@@ -44,7 +44,8 @@ __all__ = [
     "stages_to_run",
 ]
 
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 45.0
+"""A little longer than an agent that lost its command gives its ranks to save their state, before it kills them."""
 Say = Callable[[str], None]
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,16 +20,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from launch.endings import AGAIN, WorkerError, crash, hung, lost, named_error, signalled
 from launch.torchrun import JobSpec
-from pipeline import errors
-from pipeline.errors import Preempted, UnlearnError
+from pipeline.errors import Preempted
 
 __all__ = ["Asked", "WorkerError", "run_worker", "terminable"]
 
 # torchrun's agent gives its ranks 30 s to save their state after SIGTERM; wait a little longer than it does.
 GRACE_SECONDS = 40.0
 TAIL_LINES = 400
-AGAIN = "run the same command again; it goes on where it stopped"
 # From <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,14 +36,6 @@ PR_SET_CHILD_SUBREAPER = 36
 
 class Asked(Preempted):
     """This very process was asked to leave, by SIGTERM or by a batch system's SIGUSR1."""
-
-
-class WorkerError(Exception):
-    """A worker ended by a bug of ours; `output` holds the end of what it wrote to standard error."""
-
-    def __init__(self, message: str, output: str) -> None:
-        super().__init__(message)
-        self.output = output
 
 
 def _prctl() -> Callable[[int, int], int]:
@@ -138,12 +127,17 @@ class _Capture(threading.Thread):
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the group, so that ranks save their state; SIGKILL when the grace is over or the user insists."""
+    """SIGTERM to the group, so that ranks save their state; SIGKILL when the grace is over or the user insists.
+
+    Only Ctrl-C insists: batch systems repeat SIGTERM, and every repetition would cost the state that is being saved.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # `terminable` puts the old handlers back
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
     try:
         child.wait(GRACE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt, Preempted):
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
@@ -192,42 +186,5 @@ def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "
                 raise
         output = capture.text()
         if code:
-            raise _named_error(error_file) or _signalled(what, code, output) or _crash(what, code, output)
-
-
-def _named_error(error_file: str) -> UnlearnError | None:
-    """The error that a rank wrote down. A real cause goes before the mere stop of the other ranks."""
-    found: list[UnlearnError] = []
-    with contextlib.suppress(OSError):
-        for line in Path(error_file).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                kind = getattr(errors, str(entry["kind"]), UnlearnError)
-                fault = (kind if issubclass(kind, UnlearnError) else UnlearnError)(str(entry["message"]), str(entry["cure"]))
-                found.append(fault)
-    found.sort(key=lambda fault: isinstance(fault, Preempted))
-    return found[0] if found else None
-
-
-def _signalled(what: str, code: int, output: str) -> Preempted | None:
-    """Preempted when SIGKILL, SIGTERM or SIGHUP ended the worker or one of its ranks; memory shortage shows as SIGKILL."""
-    codes = [-code] if code < 0 else []
-    ranks = [-int(text) for text in re.findall(r"exitcode\s*: (-?\d+)", output)]
-    if "forcefully exiting via" in output:
-        # The agent itself killed a rank that did not answer, after another had failed: the first failure counts.
-        ranks = ranks[:1]
-    # A rank that lost its peer is sent SIGTERM by the agent, so SIGKILL is the better witness.
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
-        if number in codes or (number in ranks and (number == signal.SIGKILL or ranks[0] == number)):
-            who = "the worker" if number in codes else "a rank"
-            return Preempted(
-                f"{what}: {who} was killed by {number.name}", f"{AGAIN} (out of memory? use fewer ranks or a smaller batch)"
-            )
-    return Preempted(f"{what}: stopped before its end", AGAIN) if code == 75 else None
-
-
-def _crash(what: str, code: int, output: str) -> WorkerError:
-    """A crash with the ranks' own words; the agent's account of its own raising adds nothing to them."""
-    agent = re.search(r"^E\d{4} .*torch/distributed/elastic", output, flags=re.MULTILINE)
-    words = output[: agent.start()] if agent and output[: agent.start()].strip() else output
-    return WorkerError(f"{what}: ended with code {code}; this is a bug of ours", words.rstrip())
+            fault = named_error(error_file) or hung(what, output, log) or signalled(what, code, output) or lost(what, output)
+            raise fault or crash(what, code, output)

@@ -1,12 +1,14 @@
 """Worker entry: `python -m pipeline STAGE FOLDER` runs one stage on this process; `check FILE` decodes a configuration;
 `index`, `tombstone`, `forecast`, `erase` and `compare` take an order as a JSON file and leave `answer.json` beside it.
 
-torchrun starts one such process a rank. A named failure goes as JSON to the file that `UNLEARN_ERROR_FILE` names (the
-first rank to fail writes it) and ends the process with the error's exit code.
+torchrun starts one such process a rank. A named failure goes as a line of JSON to the file that `UNLEARN_ERROR_FILE` names,
+and ends the process with the error's exit code; torchrun's agent then starts the ranks again, and they end at once where
+trying again cannot help.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -15,6 +17,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import yaml
 
@@ -22,7 +25,7 @@ from pipeline import component
 from pipeline.chain import CHAIN, stage
 from pipeline.config import RunConfig, read_run, remote_inputs
 from pipeline.decode import canonical, decode
-from pipeline.errors import ConfigError, UnlearnError
+from pipeline.errors import ConfigError, StorageError, UnlearnError
 from pipeline.orders import ACTS
 from pipeline.stages.runner import run_stage
 from pipeline.storage import check_access, publish_bytes, read_bytes
@@ -79,21 +82,37 @@ def _run(name: str, folder: str) -> None:
 
 def _report(fault: UnlearnError) -> None:
     path = os.environ.get("UNLEARN_ERROR_FILE", "")
-    facts = {"kind": type(fault).__name__, "message": fault.message, "cure": fault.cure, "exit_code": fault.exit_code}
     if not path:
         print(f"error: {fault}", file=sys.stderr)
         return
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return
-    with os.fdopen(handle, "w") as stream:
-        stream.write(json.dumps(facts))
+    facts = {"kind": type(fault).__name__, "message": fault.message, "cure": fault.cure, "exit_code": fault.exit_code}
+    with open(path, "a", encoding="utf-8") as stream:  # one small write: ranks do not cut into each other's lines
+        stream.write(json.dumps({**facts, "attempt": _attempt()}) + "\n")
+
+
+def _attempt() -> int:
+    """How often torchrun's agent has started the ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _final() -> int:
+    """Exit code of an earlier attempt's failure that trying again cannot cure; 0 without one."""
+    if not _attempt():
+        return 0
+    with contextlib.suppress(OSError):
+        for line in Path(os.environ.get("UNLEARN_ERROR_FILE", os.devnull)).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                entry = json.loads(line)
+                if entry["kind"] != StorageError.__name__:
+                    return int(entry["exit_code"])
+    return 0
 
 
 def main(arguments: list[str]) -> int:
     """Run and return the exit code; a bug of ours escapes as a traceback."""
     _die_with_parent()
+    if code := _final():
+        return code
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
     # Deprecations inside torch and DeepSpeed are theirs to mend; a log should hold what the reader can act on.

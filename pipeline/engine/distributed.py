@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -17,6 +18,8 @@ import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
+
+from pipeline.engine.watchdog import beat
 
 __all__ = ["ProcessGroup", "group", "join_group", "leave_group"]
 
@@ -31,22 +34,41 @@ class ProcessGroup:
         self.device: torch.device = state.device
         self.leaving = False
         """Set by a pre-emption signal; the loop saves and leaves at the next step."""
+        self._marked: float | None = None
+        self._busy = 0.0
+
+    def mark(self) -> float:
+        """The monotonic clock; this rank's own work counts from here to its next sum, where it waits for the others."""
+        self._marked = time.monotonic()
+        return self._marked
+
+    def busy(self) -> list[float]:
+        """Seconds of own work of each rank since the last call, in rank order; every rank must call."""
+        mine = torch.zeros(self.world_size, dtype=torch.float64)
+        mine[self.rank], self._busy = self._busy, 0.0
+        return [float(seconds) for seconds in self.sum(mine)]
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over ranks, fp64, the same bits on every rank."""
+        if self._marked is not None:
+            self._busy, self._marked = self._busy + time.monotonic() - self._marked, None
         values = values.detach().to(self.device, torch.float64)
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
+        beat()
         return values.cpu()
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's picklable item, in rank order, on every rank."""
-        return list(gather_object([item])) if self.world_size > 1 else [item]
+        found = list(gather_object([item])) if self.world_size > 1 else [item]
+        beat()
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
             torch.distributed.barrier()
+        beat()
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Handler for pre-emption signals."""

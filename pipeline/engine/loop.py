@@ -63,7 +63,7 @@ def fit(
     state = _restored(backend, feed, checkpoints, group)
     telemetry.start(state.step, steps)
     while state.step < steps:
-        started = time.monotonic()
+        started = group.mark()
         batch = feed.batch(state.step)
         losses = loss_fn(backend.model, batch)
         refusal = guard.refuse(losses.measures)

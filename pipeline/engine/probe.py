@@ -12,6 +12,7 @@ from pipeline.data.stream import ImageReader, to_tensor
 from pipeline.data.tasks.base import Task
 from pipeline.draws import draws_of_rows
 from pipeline.engine.distributed import ProcessGroup
+from pipeline.engine.watchdog import beat
 
 __all__ = ["sample_losses"]
 
@@ -48,5 +49,6 @@ def sample_losses(
                 visible, region = task.degrade(images, drawn)
                 total += model(visible, images, region, drawn).double().cpu()
             parts.append((total / draws).numpy())
+            beat()
     local = np.concatenate(parts)[: len(mine)] if parts else np.empty(0)
     return np.concatenate(group.gather(local)) if len(rows) else np.empty(0)

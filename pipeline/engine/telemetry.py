@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import socket
 import sys
 import tempfile
 from typing import Any
@@ -18,7 +20,12 @@ from pipeline.storage import exists, is_local, join, publish_bytes, read_bytes
 
 __all__ = ["Telemetry"]
 
+log = logging.getLogger("unlearn")
+
 LINE_SECONDS = 15.0
+SLOW_RATIO = 1.5
+SLOW_SECONDS = 0.1
+"""Shorter differences between two lines of metrics are noise."""
 
 
 class Telemetry:
@@ -36,6 +43,8 @@ class Telemetry:
             group.rank == 0,
         )
         self._logs = join(folder, "tensorboard") if is_local(folder) else os.path.join(tempfile.gettempdir(), "i2i-tensorboard")
+        self._group, self._hosts = group, list[str]()
+        self._slow: int | None = None
         self._lines: list[str] = []
         self._steps = 0
         self._board: Any = None
@@ -49,8 +58,8 @@ class Telemetry:
         return f"metrics/{self._phase}.jsonl"
 
     def start(self, step: int, steps: int) -> None:
-        """Begin at `step` of `steps`."""
-        self._steps = steps
+        """Begin at `step` of `steps`; every rank must call."""
+        self._steps, self._hosts = steps, self._group.gather(socket.gethostname())
         if not self._first:
             return
         self._board = self._tensorboard()
@@ -71,20 +80,37 @@ class Telemetry:
         return board
 
     def step(self, state: TrainState) -> None:
-        """Record one finished step."""
+        """Record one finished step; every rank must call."""
+        due = not state.step % self._every or state.step == self._steps
+        busy = self._group.busy() if due else []
         if not self._first:
             return
         seconds = state.seconds - self._mark.seconds
         rate = (state.sample_gradients - self._mark.sample_gradients) / seconds if seconds > 0 else 0.0
         self._show(state)
-        if state.step % self._every and state.step != self._steps:
+        if not due:
             return
         self._mark = state
+        slow = self._slowest(busy)
         values = {name: round(value, 8) for name, value in state.measures.items()}
-        line = {"step": state.step, "seconds": round(state.seconds, 3), "images_per_second": round(rate, 1), **values}
+        line = {"step": state.step, "seconds": round(state.seconds, 3), "images_per_second": round(rate, 1), **slow, **values}
         self._lines.append(json.dumps(line))
         if self._board is not None:
             self._board.log({f"{self._phase}/{name}": value for name, value in values.items()}, step=state.step)
+
+    def _slowest(self, busy: list[float]) -> dict[str, float]:
+        """The rank that worked longest while the others waited for it, beside the median rank; said when it is far off."""
+        if len(busy) < 2:
+            return {}
+        rank, typical = max(range(len(busy)), key=busy.__getitem__), sorted(busy)[(len(busy) - 1) // 2]
+        ratio = busy[rank] / typical if typical > 0 else 1.0
+        far = ratio > SLOW_RATIO and busy[rank] - typical > SLOW_SECONDS
+        if far and rank != self._slow:
+            log.warning(
+                "%s: rank %d on %s is slow: %.1f times the work of the others", self._phase, rank, self._hosts[rank], ratio
+            )
+        self._slow = rank if far else None
+        return {"slowest_rank": rank, "slowest_ratio": round(ratio, 3)}
 
     def _show(self, state: TrainState) -> None:
         """Move the bar, with the phase's mean rate; without a terminal, a line now and then."""

@@ -28,6 +28,7 @@ from pipeline.engine.guard import Guard
 from pipeline.engine.loop import fit
 from pipeline.engine.probe import sample_losses
 from pipeline.engine.telemetry import Telemetry
+from pipeline.engine.watchdog import watching
 from pipeline.methods.base import LossContext
 from pipeline.models.base import ImageModel
 from pipeline.records import Coverage, Manifest, PhaseOutcome
@@ -168,17 +169,18 @@ class Phase:
         every = min(engine.log_steps, max(1, steps // CURVE_POINTS))  # short phases are drawn too
         telemetry = Telemetry(self.job.home, self.name, every=every, group=self.group)
         try:
-            return fit(
-                backend,
-                feed,
-                loss,
-                steps=steps,
-                save_every=engine.checkpoint_steps,
-                guard=guard,
-                checkpoints=self._checkpoints,
-                telemetry=telemetry,
-                group=self.group,
-            )
+            with watching(self.job.config.launch.timeout_seconds):
+                return fit(
+                    backend,
+                    feed,
+                    loss,
+                    steps=steps,
+                    save_every=engine.checkpoint_steps,
+                    guard=guard,
+                    checkpoints=self._checkpoints,
+                    telemetry=telemetry,
+                    group=self.group,
+                )
         finally:
             telemetry.close()
 

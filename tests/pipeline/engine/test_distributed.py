@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,23 @@ def test_alone_without_a_process_group() -> None:
         leave_group()
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR1, before[1])
+
+
+def _busy_body() -> tuple[list[float], list[float]]:
+    ranks = group()
+    for _ in range(3):
+        ranks.mark()
+        time.sleep(0.2 if ranks.rank == 1 else 0.0)
+        ranks.sum(torch.zeros(1))  # here rank 0 waits, which is not its own work
+        time.sleep(0.1)
+        ranks.sum(torch.zeros(1))
+    return ranks.busy(), ranks.busy()
+
+
+@pytest.mark.distributed
+def test_own_work_counts_up_to_the_first_sum_and_only_once() -> None:
+    answers = run_distributed(_busy_body)
+    assert answers[0] == answers[1]
+    (first, second), again = answers[0]
+    assert first < 0.3 < 0.6 <= second < 1.5
+    assert again == [0.0, 0.0]

@@ -65,7 +65,9 @@ class Feed:
 
 class Group(SimpleNamespace):
     def __init__(self) -> None:
-        super().__init__(rank=0, world_size=1, leaving=False, barrier=lambda: None, sum=lambda values: values.double())
+        super().__init__(
+            rank=0, world_size=1, leaving=False, barrier=lambda: None, sum=lambda values: values.double(), mark=lambda: 0.0
+        )
 
 
 def run(folder: Path, backend: Backend, feed: Feed, group: Group | None = None, **changes: Any) -> tuple[TrainState, str]:

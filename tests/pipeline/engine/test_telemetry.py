@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +20,10 @@ def states(first: int, last: int) -> list[TrainState]:
     ]
 
 
-def telemetry(folder: Path, rank: int = 0, every: int = 1) -> Telemetry:
-    return Telemetry(str(folder), "train", every=every, group=SimpleNamespace(rank=rank))
+def telemetry(folder: Path, rank: int = 0, every: int = 1, busy: Iterable[list[float]] = ()) -> Telemetry:
+    told = iter(busy)
+    group = SimpleNamespace(rank=rank, busy=lambda: next(told, [1.0]), gather=lambda item: [f"host{n}" for n in range(4)])
+    return Telemetry(str(folder), "train", every=every, group=group)
 
 
 def steps(folder: Path) -> list[int]:
@@ -53,6 +57,28 @@ def test_lines_are_thinned_but_the_last_step_always_stands(tmp_path: Path, capsy
     assert steps(tmp_path) == [*range(4, 70, 4), 70]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "train: step 30 of 70, 16 images/s, 20 s left"
+
+
+def test_a_slow_rank_is_named_with_its_host_once_until_that_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    slow, even, little = [1.0, 1.1, 2.0, 1.0], [1.0, 1.1, 1.2, 1.0], [0.01, 0.01, 0.05, 0.01]
+    told = telemetry(tmp_path, busy=[even, slow, slow, little, even, slow])
+    told.start(0, 6)
+    with caplog.at_level(logging.WARNING, logger="unlearn"):
+        for state in states(1, 6):
+            told.step(state)
+    told.close()
+    named = [record.getMessage() for record in caplog.records]
+    assert named == ["train: rank 2 on host2 is slow: 2.0 times the work of the others"] * 2
+    lines = [json.loads(line) for line in (tmp_path / "metrics" / "train.jsonl").read_text().splitlines()]
+    assert (lines[1]["slowest_rank"], lines[1]["slowest_ratio"]) == (2, 2.0)
+
+
+def test_of_two_ranks_the_faster_one_is_the_measure(tmp_path: Path) -> None:
+    told = telemetry(tmp_path, busy=[[3.0, 1.0]])
+    told.start(0, 1)
+    told.step(states(1, 1)[0])
+    told.close()
+    assert json.loads((tmp_path / "metrics" / "train.jsonl").read_text())["slowest_ratio"] == 3.0
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
