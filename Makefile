@@ -6,7 +6,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 AZURITE := 3.35.0
-DEBIAN_PACKAGES := ceph-common ceph-mgr ceph-mon ceph-osd chromium dataset-fashion-mnist openclipart-png radosgw
+DEBIAN_PACKAGES := ceph-common ceph-mgr ceph-mon ceph-osd chromium dataset-fashion-mnist munge openclipart-png radosgw \
+    slurm-client slurm-wlm slurmctld slurmd
 
 .PHONY: demo test test-services check bench clean debian-packages azurite
 
@@ -14,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/unlearn run demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not services and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not services and not gpu and not chaos"
 
 test-services: .venv/installed-dev debian-packages azurite
 	$(BIN)/python -m pytest -m services

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from launch.answering import AsJson, Overrides, Run, answering
+from launch.cli_jobs import add_to
 from pipeline.errors import IntegrityError
 
 __all__ = ["app", "main"]
@@ -134,12 +135,15 @@ def compare(
     loss_budget: Annotated[
         float, typer.Option("--loss-budget", min=0, help="More error on unseen kept images than retrained that is in budget.")
     ] = 0.03,
+    only_seed: Annotated[
+        int, typer.Option("--only-seed", help="Run the seed of this number, from 0 on, and draw up nothing: a task of an array.")
+    ] = -1,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown, with its command.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Set several methods side by side, with one original and one retrained model a seed; go on where it stopped."""
     with answering():
-        from launch.compare import command, compare_methods
+        from launch.compare import command, compare_methods, run_one_seed
         from launch.show import markdown, print_json, print_table
         from pipeline.config import read_batch, resolve
         from pipeline.errors import ConfigError
@@ -151,6 +155,14 @@ def compare(
         config, budget = resolve(run, overrides, compare=chosen), Budget(cost=cost_budget, loss=loss_budget)
         quiet = as_json or as_markdown
         speech = sys.stderr if quiet else sys.stdout
+        if only_seed >= 0:
+            if only_seed >= seeds:
+                raise ConfigError(f"--only-seed {only_seed}: not one of {seeds} seeds", f"write 0 to {seeds - 1}")
+            say = lambda line: print(line, file=speech, flush=True)  # noqa: E731
+            compared, ran, current = run_one_seed(config, read_batch(config), only_seed, say=say, to_stderr=quiet)
+            if as_json:
+                print_json({"folder": compared.folder, "ran": ran, "up_to_date": current, "failed": compared.failed})
+            return
         found = compare_methods(
             config,
             read_batch(config),
@@ -338,6 +350,9 @@ def verify(
             gone = f"; {found.erased} versions of files were erased, and are gone" if found.erased else ""
             print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}")
             print("receipts and digests intact; unsigned")
+
+
+add_to(app)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, join, publish_bytes, read_bytes
 
-__all__ = ["Comparison", "command", "compare_methods", "run_of_seed"]
+__all__ = ["Comparison", "command", "compare_methods", "run_of_seed", "run_one_seed"]
 
 NOTE = "failure.json"
 
@@ -106,6 +106,21 @@ def compare_methods(
     if facts is None:
         raise IntegrityError(f"{folder}: changed while it was made", "run the same command again")
     return Comparison(folder=folder, page=join(folder, "compare.html"), facts=facts, ran=tuple(ran), current=tuple(current))
+
+
+def run_one_seed(
+    config: RunConfig, batch: RequestBatch, number: int, *, say: Say, to_stderr: bool = False
+) -> tuple[ComparedRun, tuple[str, ...], tuple[str, ...]]:
+    """Run what is not up to date of a comparison's number-th seed, and draw up nothing: a task of an array.
+
+    Returns:
+        The run, the stages that were run, and those that were up to date.
+
+    Raises:
+        UnlearnError: what refused or failed and is not one method's own fault.
+    """
+    own = run_of_seed(config, number)
+    return _one_seed(own, batch, say=_prefixed(say, f"seed {own.seed}"), to_stderr=to_stderr)
 
 
 def _prefixed(say: Say, prefix: str) -> Say:

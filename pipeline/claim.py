@@ -38,6 +38,11 @@ class Taken(StorageError):
     """The folder has a living owner."""
 
 
+# A worker is forked while the thread that beats may be at work; a lock that it held would stay locked in the child for ever.
+_AT_WORK = threading.Lock()
+os.register_at_fork(before=_AT_WORK.acquire, after_in_parent=_AT_WORK.release, after_in_child=_AT_WORK.release)
+
+
 @record
 class Claim:
     """One owner's sign of life. `notes` say what the others need to join it; `ended` says why it gave up, if it did, and is
@@ -160,7 +165,7 @@ class Held:
     def _beat(self) -> None:
         while not self._stop.wait(self._every):
             # Storage that is away does not cost us the folder: who waits cannot see it either.
-            with contextlib.suppress(StorageError, OSError):
+            with _AT_WORK, contextlib.suppress(StorageError, OSError):
                 if _overtaken(self.mark):
                     self.lost = True
                     os.kill(os.getpid(), signal.SIGTERM)

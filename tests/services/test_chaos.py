@@ -22,7 +22,7 @@ from pipeline.chain import CHAIN
 from tests.support.command import UNLEARN, environment, unlearn
 from tests.support.runs import write_run_file
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 KILLS = 50
 QUOTA = {"shard": 2, "train": 10, "retrain": 9, "calibrate": 6, "forget": 10, "retain": 10, "evaluate": 6, "release": 2}
 """Kills of each stage; then it is left in peace, so that the chain gets on. The short ones may be over before they are hit."""
