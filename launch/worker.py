@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from launch.endings import AGAIN, WorkerError, crash, hung, lost, named_error, signalled
+from launch.endings import AGAIN, WorkerError, ending, keep_stacks, read_hangs
 from launch.torchrun import JobSpec
 from pipeline.errors import Preempted
 
@@ -28,6 +28,8 @@ __all__ = ["Asked", "WorkerError", "run_worker", "terminable"]
 
 # torchrun's agent gives its ranks 30 s to save their state after SIGTERM; wait a little longer than it does.
 GRACE_SECONDS = 40.0
+PATIENCE_SECONDS = 5.0
+"""For ranks that outlived their agent, where nobody asked them to save."""
 TAIL_LINES = 400
 # From <sys/prctl.h>.
 PR_SET_PDEATHSIG = 1
@@ -57,47 +59,86 @@ def _children() -> set[int]:
     return found
 
 
+class _Grace:
+    """Until when ranks may still save their state, by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+
 @contextlib.contextmanager
-def _adopting() -> Iterator[None]:
-    """While the body runs, ranks whose agent died become our children; at its end none of them is left."""
-    prctl, before = _prctl(), _children()
+def _adopting() -> Iterator[_Grace]:
+    """While the body runs, ranks whose agent died become our children; at its end none of them is left.
+
+    They have a few seconds, or what is left of the time that the body gave.
+    """
+    prctl, before, grace = _prctl(), _children(), _Grace()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
-        yield
+        yield grace
     finally:
-        for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-            deadline = time.monotonic() + patience
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = max(grace.until, time.monotonic() + PATIENCE_SECONDS)
             left = _children() - before
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            while left and time.monotonic() < deadline:
-                for pid in list(left):
-                    with contextlib.suppress(ChildProcessError):
-                        if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                            continue
-                    left.discard(pid)
-                time.sleep(0.02)
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C insists
+                _reap(left, deadline)
+            grace.until = 0.0
         prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _reap(left: set[int], deadline: float) -> None:
+    while left and time.monotonic() < deadline:
+        for pid in list(left):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            left.discard(pid)
+        time.sleep(0.02)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class _Listener:
+    """Raises Asked at the first signal to leave. Batch systems repeat themselves: more of them must not cut the leave short."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self.told = what, False
+        self.old = {number: signal.signal(number, self) for number in SIGNALS}
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if not self.told:
+            self.tell()
+            raise Asked(f"{self._what}: stopped by {signal.Signals(number).name}", AGAIN)
+
+    def tell(self) -> None:
+        """This one, and those around it, have been asked."""
+        self.told = True
+        for outer in self.old.values():
+            if isinstance(outer, _Listener):
+                outer.tell()
+
+    def leave(self) -> None:
+        """Put the old handlers back; where there was none, a process that was asked to leave does so undisturbed."""
+        for number, old in self.old.items():
+            signal.signal(number, signal.SIG_IGN if self.told and old == signal.SIG_DFL else old)
 
 
 @contextlib.contextmanager
 def terminable(what: str) -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise Asked in the body, as Ctrl-C raises KeyboardInterrupt; the old handlers are put back."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Asked(f"{what}: stopped by {signal.Signals(number).name}", AGAIN)
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    """SIGTERM and SIGUSR1 raise Asked in the body, once, as Ctrl-C raises KeyboardInterrupt."""
+    listener = _Listener(what)
     try:
         yield
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        listener.leave()
 
 
 class _Capture(threading.Thread):
-    """Reads a worker's standard error to its end, keeps the last lines, and copies all to a log file."""
+    """Reads a worker's standard error to its end, keeps the last lines, and adds all to a log file."""
 
     def __init__(self, stream: IO[bytes], log: str) -> None:
         super().__init__(daemon=True)
@@ -111,7 +152,7 @@ class _Capture(threading.Thread):
             if self._log:
                 with contextlib.suppress(OSError):
                     os.makedirs(os.path.dirname(self._log), exist_ok=True)
-                    copy = stack.enter_context(open(self._log, "wb", buffering=0))
+                    copy = stack.enter_context(open(self._log, "ab", buffering=0))
             for line in self._stream:
                 self._lines.append(line.decode(errors="replace").rstrip("\n"))
                 try:
@@ -126,18 +167,18 @@ class _Capture(threading.Thread):
         return "\n".join(list(self._lines))
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the group, so that ranks save their state; SIGKILL when the grace is over or the user insists.
-
-    Only Ctrl-C insists: batch systems repeat SIGTERM, and every repetition would cost the state that is being saved.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+def _stop(child: subprocess.Popen[bytes], grace: _Grace) -> None:
+    """SIGTERM to the group, so that ranks save their state; SIGKILL when the grace is over or the user insists by Ctrl-C."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # `terminable` puts the old handlers back
+    grace.until = time.monotonic() + GRACE_SECONDS
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
     try:
+        # An agent that is sent a second signal by a batch system ends at once; its ranks are still saving.
         child.wait(GRACE_SECONDS)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        grace.until = 0.0
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
@@ -167,7 +208,7 @@ def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "
 
     with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch, terminable(what):
         error_file = os.path.join(scratch, "error.jsonl")
-        with _adopting():
+        with _adopting() as grace:
             child = subprocess.Popen(
                 job.argv,
                 env={**job.env, "UNLEARN_ERROR_FILE": error_file},
@@ -182,9 +223,9 @@ def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "
             try:
                 code = child.wait()
             except BaseException:
-                _stop(child)
+                _stop(child, grace)
                 raise
         output = capture.text()
+        keep_stacks(read_hangs(error_file), log)
         if code:
-            fault = named_error(error_file) or hung(what, output, log) or signalled(what, code, output) or lost(what, output)
-            raise fault or crash(what, code, output)
+            raise ending(what, code, output=output, error_file=error_file, log=log)

@@ -65,6 +65,7 @@ def fit(
     while state.step < steps:
         started = group.mark()
         batch = feed.batch(state.step)
+        group.fed()
         losses = loss_fn(backend.model, batch)
         refusal = guard.refuse(losses.measures)
         if not refusal:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.engine.checkpoint import TrainState
 from pipeline.engine.distributed import ProcessGroup
+from pipeline.engine.watchdog import beat
 from pipeline.storage import exists, is_local, join, publish_bytes, read_bytes
 
 __all__ = ["Telemetry"]
@@ -60,6 +61,7 @@ class Telemetry:
     def start(self, step: int, steps: int) -> None:
         """Begin at `step` of `steps`; every rank must call."""
         self._steps, self._hosts = steps, self._group.gather(socket.gethostname())
+        beat(f"{self._phase}: after step {step}")
         if not self._first:
             return
         self._board = self._tensorboard()
@@ -81,6 +83,7 @@ class Telemetry:
 
     def step(self, state: TrainState) -> None:
         """Record one finished step; every rank must call."""
+        beat(f"{self._phase}: after step {state.step}")
         due = not state.step % self._every or state.step == self._steps
         busy = self._group.busy() if due else []
         if not self._first:
@@ -98,17 +101,25 @@ class Telemetry:
         if self._board is not None:
             self._board.log({f"{self._phase}/{name}": value for name, value in values.items()}, step=state.step)
 
-    def _slowest(self, busy: list[float]) -> dict[str, float]:
-        """The rank that worked longest while the others waited for it, beside the median rank; said when it is far off."""
+    def _slowest(self, busy: list[tuple[float, float]]) -> dict[str, float]:
+        """The rank that holds the others up most, and its work beside what it would be with the median rank's times; said
+        when it is far off.
+
+        Its input counts by itself as well: under ZeRO 3 the others' forward passes are as long as that of the last rank.
+        """
         if len(busy) < 2:
             return {}
-        rank, typical = max(range(len(busy)), key=busy.__getitem__), sorted(busy)[(len(busy) - 1) // 2]
-        ratio = busy[rank] / typical if typical > 0 else 1.0
-        far = ratio > SLOW_RATIO and busy[rank] - typical > SLOW_SECONDS
+        middle = (len(busy) - 1) // 2  # of two ranks the faster one
+        typical = [sorted(column)[middle] for column in zip(*busy, strict=True)]
+        lags = [max(fed - typical[0], work - typical[1]) for fed, work in busy]
+        rank = max(range(len(busy)), key=lags.__getitem__)
+        (fed, work), lag = busy[rank], lags[rank]
+        ratio = work / max(work - lag, 1e-3)
+        far = ratio > SLOW_RATIO and lag > SLOW_SECONDS
         if far and rank != self._slow:
-            log.warning(
-                "%s: rank %d on %s is slow: %.1f times the work of the others", self._phase, rank, self._hosts[rank], ratio
-            )
+            what = "waits for its images" if 2 * (fed - typical[0]) > lag else "computes slowly"
+            message = "%s: rank %d on %s holds the others up, it %s: %.1f times the work of the others"
+            log.warning(message, self._phase, rank, self._hosts[rank], what, ratio)
         self._slow = rank if far else None
         return {"slowest_rank": rank, "slowest_ratio": round(ratio, 3)}
 

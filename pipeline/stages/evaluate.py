@@ -28,6 +28,7 @@ from pipeline.decode import canonical
 from pipeline.draws import draws_of_rows
 from pipeline.engine.checkpoint import load_weights
 from pipeline.engine.distributed import ProcessGroup, group
+from pipeline.engine.watchdog import beat, rest
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.evaluation.base import Floats, Resampling
 from pipeline.evaluation.grid import draw
@@ -77,6 +78,7 @@ def run(job: Job) -> Result:
     eyes = Eyes(config.evaluation, ranks.device)
     try:
         parts = ranks.gather(_measure(models, task, slices, readers, config.evaluation.batch_size, eyes, ranks))
+        rest()  # from here on the first rank works alone
         if not job.first:
             return Result(outputs=())
         scores = _assemble([measured for measured, _ in parts], slices, list(models))
@@ -169,6 +171,7 @@ def _measure(
         if turn % ranks.world_size != ranks.rank:
             continue
         item = slices[number]
+        beat(f"evaluate: split {item.split}, image {start}")
         images = readers[item.source].fetch(item.indices[start : start + batch_size])
         draws = draws_of_rows(item.indices[start : start + batch_size], number)
         truth, _, region, answers = _answer(models, task, images, draws, ranks.device)

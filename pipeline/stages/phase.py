@@ -28,7 +28,7 @@ from pipeline.engine.guard import Guard
 from pipeline.engine.loop import fit
 from pipeline.engine.probe import sample_losses
 from pipeline.engine.telemetry import Telemetry
-from pipeline.engine.watchdog import watching
+from pipeline.engine.watchdog import rest
 from pipeline.methods.base import LossContext
 from pipeline.models.base import ImageModel
 from pipeline.records import Coverage, Manifest, PhaseOutcome
@@ -169,18 +169,17 @@ class Phase:
         every = min(engine.log_steps, max(1, steps // CURVE_POINTS))  # short phases are drawn too
         telemetry = Telemetry(self.job.home, self.name, every=every, group=self.group)
         try:
-            with watching(self.job.config.launch.timeout_seconds):
-                return fit(
-                    backend,
-                    feed,
-                    loss,
-                    steps=steps,
-                    save_every=engine.checkpoint_steps,
-                    guard=guard,
-                    checkpoints=self._checkpoints,
-                    telemetry=telemetry,
-                    group=self.group,
-                )
+            return fit(
+                backend,
+                feed,
+                loss,
+                steps=steps,
+                save_every=engine.checkpoint_steps,
+                guard=guard,
+                checkpoints=self._checkpoints,
+                telemetry=telemetry,
+                group=self.group,
+            )
         finally:
             telemetry.close()
 
@@ -207,6 +206,7 @@ class Phase:
             feed.close()
         for reader in self._readers:
             reader.close()
+        rest()  # the first rank still hashes what was published, and no other waits for it
         log.info("%s: ended after %d steps: %s", self.name, state.step, reason)
         return outcome
 

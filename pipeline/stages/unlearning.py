@@ -14,6 +14,7 @@ from pipeline.data.stream import Batch, Feed
 from pipeline.engine.backend import OptimizerConfig
 from pipeline.engine.checkpoint import TrainState, save_weights
 from pipeline.engine.guard import Guard
+from pipeline.engine.watchdog import beat
 from pipeline.methods.base import Method, PhasePlan
 from pipeline.models.base import ImageModel
 from pipeline.records import Calibration, Coverage
@@ -131,6 +132,7 @@ def carry_out(
 def _one_pass(phase: Phase, model: ImageModel, samples: Samples, batch_size: int) -> Iterator[Batch]:
     stream = phase.feed(model, (samples, batch_size)).streams[0]
     for step in range(stream.steps_per_pass):
+        beat(f"{phase.name}: before its first step, batch {step}")
         yield stream.batch(step)
 
 

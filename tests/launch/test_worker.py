@@ -9,15 +9,26 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from launch import worker
 from launch.torchrun import JobSpec
-from launch.worker import WorkerError, run_worker
+from launch.worker import Asked, WorkerError, run_worker, terminable
 from pipeline.errors import ConfigError, IntegrityError, Preempted, UnlearnError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """A process that was asked to leave ignores more of it; the one that runs the tests must not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def job(code: str) -> JobSpec:
@@ -50,6 +61,8 @@ def test_success_says_nothing_and_fills_the_log(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "x.log"
     run_worker(job("import sys; print('warned', file=sys.stderr)"), what="stage x", log=str(log))
     assert log.read_text() == "warned\n"
+    run_worker(job("import sys; print('again', file=sys.stderr)"), what="stage x", log=str(log))
+    assert log.read_text() == "warned\nagain\n", "an attempt must not wipe away what the one before it left"
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_worker(tmp_path: Path) -> None:
@@ -139,6 +152,8 @@ def test_orphans_of_a_dead_agent_do_not_survive(tmp_path: Path) -> None:
 POLITE = """
 import os, signal, sys, time
 def leave(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep({saving})
     open({note!r}, "a").write("saved\\n"); sys.exit(75)
 signal.signal(signal.SIGTERM, leave)
 open({note!r}, "w").write(f"{{os.getpid()}}\\n")
@@ -160,17 +175,109 @@ def test_a_stop_is_forwarded_and_the_worker_may_save(
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(expected):
-        run_worker(job(POLITE.format(note=str(note))), what="stage x")
+        run_worker(job(POLITE.format(note=str(note), saving=0)), what="stage x")
     sender.join()
     assert note.read_text().endswith("saved\n")
-    assert signal.getsignal(signal.SIGTERM) is before
+    asked, default = number == signal.SIGTERM, before == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is (signal.SIG_IGN if asked and default else before)
+
+
+def sending(note: Path, *numbers: signal.Signals, to: str = "") -> threading.Thread:
+    """Send signals to this process, once a worker has written into `note`; `to`: to the process of which it wrote the id."""
+
+    def send() -> None:
+        words = wait_for(note).split()
+        for number in numbers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(words[words.index(to) + 1]) if to else os.getpid(), number)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_storm_of_signals_does_not_cut_short_the_time_to_save(tmp_path: Path) -> None:
+    note, storm = tmp_path / "note", (signal.SIGTERM, signal.SIGUSR1) * 25
+    sender = sending(note, *storm)
+    with pytest.raises(Asked, match="stopped by SIGTERM"), terminable("a node"):
+        run_worker(job(POLITE.format(note=str(note), saving=0.5)), what="stage x")
+    sender.join()
+    assert note.read_text().endswith("saved\n")
+
+
+def test_a_second_signal_does_not_break_into_the_leave() -> None:
+    left = []
+    with pytest.raises(Asked, match="an inner one: stopped by SIGTERM"), terminable("a node"):
+        try:
+            with terminable("an inner one"):
+                try:
+                    signal.raise_signal(signal.SIGTERM)
+                finally:
+                    signal.raise_signal(signal.SIGUSR1)
+                    left.append("inner")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            left.append("outer")
+    signal.raise_signal(signal.SIGTERM)
+    assert left == ["inner", "outer"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_ctrl_c_insists(tmp_path: Path) -> None:
+    note, started = tmp_path / "note", time.monotonic()
+    sender = sending(note, signal.SIGTERM, *[signal.SIGUSR1] * 20, signal.SIGINT)
+    with pytest.raises(Asked):
+        run_worker(job(POLITE.format(note=str(note), saving=30)), what="stage x")
+    sender.join()
+    assert time.monotonic() - started < 10
+    assert "saved" not in note.read_text()
+
+
+SAVING = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from pipeline import __main__ as entry
+from pipeline.errors import Preempted
+asked = []
+def steps(name, folder):
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    open({note!r}, "w").write(f"agent {{os.getppid()}}\\n")
+    while not asked:
+        time.sleep(0.02)
+    time.sleep(2.0)
+    open({note!r}, "a").write("saved\\n")
+    raise Preempted("asked to leave", "again")
+entry._run = steps
+sys.exit(entry.main(["train", "x"]))
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_ranks_go_on_saving_when_two_signals_end_their_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "PATIENCE_SECONDS", 0.2)
+    script, note = tmp_path / "rank.py", tmp_path / "note"
+    script.write_text(SAVING.format(root=str(ROOT), note=str(note)))
+    agent = ("-m", "torch.distributed.run", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+    sender = sending(note, signal.SIGTERM)
+    # As Slurm does it: to every process, while the command hands its own on.
+    again = sending(note, *[signal.SIGTERM] * 40, to="agent")
+    with pytest.raises(Asked):
+        argv = (sys.executable, *agent, "--local-addr=127.0.0.1", str(script))
+        run_worker(JobSpec(argv=argv, env=dict(os.environ)), what="stage train")
+    sender.join()
+    again.join()
+    assert note.read_text().endswith("saved\n")
 
 
 def test_a_killed_launcher_takes_its_worker_along(tmp_path: Path) -> None:
     note = tmp_path / "note"
     launcher = (
         "import os, sys\nfrom launch.torchrun import JobSpec\nfrom launch.worker import run_worker\n"
-        f"run_worker(JobSpec(argv=(sys.executable, '-c', {POLITE.format(note=str(note))!r}), env=dict(os.environ)), what='x')"
+        f"code = {POLITE.format(note=str(note), saving=0)!r}\n"
+        "run_worker(JobSpec(argv=(sys.executable, '-c', code), env=dict(os.environ)), what='x')"
     )
     process = subprocess.Popen([sys.executable, "-c", launcher], cwd=ROOT, stderr=subprocess.DEVNULL)
     worker = int(wait_for(note).split()[0])

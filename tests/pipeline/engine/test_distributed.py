@@ -12,7 +12,7 @@ import torch
 from pipeline.config import ImagesConfig
 from pipeline.data.stream import ImageReader
 from pipeline.data.tasks.center_crop import CenterCrop, Config
-from pipeline.engine.distributed import group, join_group, leave_group
+from pipeline.engine.distributed import group, join_group, leave_group, lost_peers
 from pipeline.engine.probe import sample_losses
 from tests.pipeline.data.test_stream import make_samples
 from tests.support.distributed import run_distributed
@@ -75,7 +75,7 @@ def test_the_harness_brings_back_tracebacks_and_ends_hangs() -> None:
         run_distributed(_hangs, 2, timeout=12)
 
 
-def test_alone_without_a_process_group() -> None:
+def test_alone_without_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     import signal
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
@@ -87,17 +87,29 @@ def test_alone_without_a_process_group() -> None:
         ranks.barrier()
         signal.raise_signal(signal.SIGUSR1)
         assert ranks.leaving
+        alarms: list[int] = []
+        monkeypatch.setattr(signal, "alarm", alarms.append)
+        signal.raise_signal(signal.SIGTERM)
+        assert alarms == []
+        ranks._parent = -1
+        signal.raise_signal(signal.SIGTERM)
+        assert alarms == [30], "whose agent died may save, and no more"
     finally:
         leave_group()
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR1, before[1])
 
 
-def _busy_body() -> tuple[list[float], list[float]]:
+Busy = list[tuple[float, float]]
+
+
+def _busy_body() -> tuple[Busy, Busy]:
     ranks = group()
     for _ in range(3):
         ranks.mark()
-        time.sleep(0.2 if ranks.rank == 1 else 0.0)
+        time.sleep(0.1 if ranks.rank == 1 else 0.0)
+        ranks.fed()
+        time.sleep(0.1 if ranks.rank == 1 else 0.0)
         ranks.sum(torch.zeros(1))  # here rank 0 waits, which is not its own work
         time.sleep(0.1)
         ranks.sum(torch.zeros(1))
@@ -108,6 +120,42 @@ def _busy_body() -> tuple[list[float], list[float]]:
 def test_own_work_counts_up_to_the_first_sum_and_only_once() -> None:
     answers = run_distributed(_busy_body)
     assert answers[0] == answers[1]
-    (first, second), again = answers[0]
-    assert first < 0.3 < 0.6 <= second < 1.5
-    assert again == [0.0, 0.0]
+    ((first_fed, first), (second_fed, second)), again = answers[0]
+    assert first_fed <= first < 0.3 < 0.6 <= second < 1.5
+    assert 0.3 <= second_fed <= second - 0.3
+    assert again == [(0.0, 0.0), (0.0, 0.0)]
+
+
+GLOO = "[/src/third_party/gloo/gloo/transport/tcp/"
+NCCL = "NCCL error in: /src/ProcessGroupNCCL.cpp:77, remote process exited or there was a network error"
+LOST = [
+    RuntimeError(f"{GLOO}pair.cc:553] Connection closed by peer [127.0.0.1]:927. This is typically caused by"),
+    RuntimeError(f"{GLOO}pair.cc:537] Read error [127.0.0.1]:30644: Connection reset by peer."),
+    RuntimeError(f"{GLOO}unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to complete"),
+    RuntimeError(f"[enforce fail at {GLOO[1:]}pair.cc:801] state_ >= CONNECTED. 1 vs 4. Pair is not connected"),
+    torch.distributed.DistStoreError("Timed out after 4 seconds waiting for clients. 1/2 clients joined."),
+    torch.distributed.DistBackendError(NCCL),
+]
+BUGS = [
+    ValueError("ours"),
+    RuntimeError("cannot restore the store: timed out"),
+    RuntimeError(f"[enforce fail at {GLOO[1:]}pair.cc:446] op.preamble.length <= op.nbytes. 24 vs 8"),
+    torch.distributed.DistBackendError("NCCL error: invalid usage. Duplicate GPU detected : rank 0 and rank 1"),
+    ConnectionResetError("Connection reset by peer"),
+]
+
+
+@pytest.mark.parametrize(("fault", "expected"), [*((fault, True) for fault in LOST), *((fault, False) for fault in BUGS)])
+def test_a_peer_that_is_gone_is_told_from_a_bug(fault: Exception, expected: bool) -> None:
+    assert lost_peers(fault) is expected
+
+
+def _limit() -> str:
+    join_group(timeout_seconds=7)
+    made = torch.distributed.new_group([0, 1])
+    return str(made._get_backend(torch.device("cpu")).options._timeout)
+
+
+@pytest.mark.distributed
+def test_groups_that_libraries_make_have_the_time_limit_too() -> None:
+    assert run_distributed(_limit) == ["0:00:07", "0:00:07"]

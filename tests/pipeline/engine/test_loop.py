@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +74,7 @@ class Group(SimpleNamespace):
         super().__init__(
             rank=0, world_size=1, leaving=False, barrier=lambda: None, sum=lambda values: values.double(), mark=lambda: 0.0
         )
+        self.fed = lambda: None
 
 
 def run(folder: Path, backend: Backend, feed: Feed, group: Group | None = None, **changes: Any) -> tuple[TrainState, str]:
@@ -124,3 +131,49 @@ def test_asked_to_leave_it_saves_and_the_next_run_goes_on(tmp_path: Path) -> Non
     state, reason = run(tmp_path, backend, feed)
     assert (reason, state.step, state.sample_gradients, backend.weight) == ("budget", 10, 40, 10)
     assert feed.used == list(range(10))
+
+
+STORM = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline import __main__ as worker
+from pipeline.engine.distributed import group
+from tests.pipeline.engine.test_loop import Backend, Feed, run
+class Slow(Backend):
+    def save(self, folder):
+        if self.weight:
+            print("saving", flush=True)
+        time.sleep(0.5)
+        return super().save(folder)
+def steps(name, folder, rank, world_size):
+    print("working", flush=True)
+    feed = Feed()
+    feed.batch = lambda step: (time.sleep(0.01), step)[1]
+    run(Path(folder), Slow(), feed, group(), steps=10**6, save_every=10**6)
+worker.read_run = lambda folder: SimpleNamespace(launch=SimpleNamespace(timeout_seconds=60))
+worker.stage = lambda name, config: SimpleNamespace(distributed=True)
+worker.run_stage = steps
+sys.exit(worker.main(["train", sys.argv[1]]))
+"""
+
+
+def test_a_storm_of_signals_while_it_saves_gives_one_whole_save(tmp_path: Path) -> None:
+    env = {**os.environ, "UNLEARN_ERROR_FILE": str(tmp_path / "errors"), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", STORM, str(tmp_path / "run")]
+    with subprocess.Popen(command, env=env, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "working\n"
+        time.sleep(1.0)
+        while rank.poll() is None:
+            rank.send_signal(signal.SIGTERM)
+            rank.send_signal(signal.SIGUSR1)
+            time.sleep(0.02)
+        assert rank.stdout.read() == "saving\n", "once"
+    assert rank.returncode == 75
+    last = json.loads((tmp_path / "errors").read_text().splitlines()[-1])
+    assert (last["kind"], last["final"]) == ("Preempted", True)
+    backend = Backend()
+    state = Checkpoints(str(tmp_path / "run"), "p", config_digest="d", group=Group()).restore(backend)
+    assert state is not None
+    assert state.step == backend.weight > 0

@@ -20,9 +20,9 @@ def states(first: int, last: int) -> list[TrainState]:
     ]
 
 
-def telemetry(folder: Path, rank: int = 0, every: int = 1, busy: Iterable[list[float]] = ()) -> Telemetry:
+def telemetry(folder: Path, rank: int = 0, every: int = 1, busy: Iterable[list[tuple[float, float]]] = ()) -> Telemetry:
     told = iter(busy)
-    group = SimpleNamespace(rank=rank, busy=lambda: next(told, [1.0]), gather=lambda item: [f"host{n}" for n in range(4)])
+    group = SimpleNamespace(rank=rank, busy=lambda: next(told, [(0.5, 1.0)]), gather=lambda item: [f"host{n}" for n in range(4)])
     return Telemetry(str(folder), "train", every=every, group=group)
 
 
@@ -59,8 +59,12 @@ def test_lines_are_thinned_but_the_last_step_always_stands(tmp_path: Path, capsy
     assert said[0] == "train: step 30 of 70, 16 images/s, 20 s left"
 
 
+def working(*seconds: float) -> list[tuple[float, float]]:
+    return [(0.0, work) for work in seconds]
+
+
 def test_a_slow_rank_is_named_with_its_host_once_until_that_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    slow, even, little = [1.0, 1.1, 2.0, 1.0], [1.0, 1.1, 1.2, 1.0], [0.01, 0.01, 0.05, 0.01]
+    slow, even, little = working(1.0, 1.1, 2.0, 1.0), working(1.0, 1.1, 1.2, 1.0), working(0.01, 0.01, 0.05, 0.01)
     told = telemetry(tmp_path, busy=[even, slow, slow, little, even, slow])
     told.start(0, 6)
     with caplog.at_level(logging.WARNING, logger="unlearn"):
@@ -68,13 +72,24 @@ def test_a_slow_rank_is_named_with_its_host_once_until_that_changes(tmp_path: Pa
             told.step(state)
     told.close()
     named = [record.getMessage() for record in caplog.records]
-    assert named == ["train: rank 2 on host2 is slow: 2.0 times the work of the others"] * 2
+    assert named == ["train: rank 2 on host2 holds the others up, it computes slowly: 2.0 times the work of the others"] * 2
     lines = [json.loads(line) for line in (tmp_path / "metrics" / "train.jsonl").read_text().splitlines()]
     assert (lines[1]["slowest_rank"], lines[1]["slowest_ratio"]) == (2, 2.0)
 
 
+def test_a_rank_that_waits_for_its_images_is_seen_where_the_forward_pass_waits_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = telemetry(tmp_path, busy=[[(0.1, 1.0), (0.8, 1.0), (0.1, 1.0)]])  # as under ZeRO 3
+    told.start(0, 1)
+    with caplog.at_level(logging.WARNING, logger="unlearn"):
+        told.step(states(1, 1)[0])
+    told.close()
+    assert "rank 1 on host1 holds the others up, it waits for its images: 3.3 times" in caplog.text
+
+
 def test_of_two_ranks_the_faster_one_is_the_measure(tmp_path: Path) -> None:
-    told = telemetry(tmp_path, busy=[[3.0, 1.0]])
+    told = telemetry(tmp_path, busy=[working(3.0, 1.0)])
     told.start(0, 1)
     told.step(states(1, 1)[0])
     told.close()
