@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from launch import torchrun
-from launch.worker import run_worker
+from launch.worker import run_worker, terminable
 from pipeline.chain import CHAIN, StageSpec, chain_for, current_receipt, read_receipt
 from pipeline.claim import VARIABLE, owning
 from pipeline.config import RunConfig, run_folder
@@ -193,7 +193,12 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
         return Outcome(folder=folder, ran=(), current=names)
     check_parts(config, to_stderr=to_stderr)
     machine, ran = torchrun.resources(config.launch), list[str]()
-    with _no_trace_of_refusal(folder), patient_lock(folder, say) as handle, owning(folder) as held:
+    with (
+        terminable(f"run {config.name}"),
+        _no_trace_of_refusal(folder),
+        patient_lock(folder, say) as handle,
+        owning(folder) as held,
+    ):
         remove_parts(folder)
         try:
             prepare_folder(config, batch, folder)

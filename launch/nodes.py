@@ -203,9 +203,10 @@ class _Node:
         try:
             self.work(spec, machine, meeting, held.mark, lock)
         except (Preempted, WorkerError) as fault:
-            if isinstance(fault, Asked) or job.nodes == 1:
+            if isinstance(fault, Asked) or job.nodes == 1 or "made no progress" in str(fault):
                 raise
-            raise self.word(name) or fault from None
+            word = self.word(name)
+            raise (fault if word is None or (isinstance(word, Preempted) and isinstance(fault, WorkerError)) else word) from None
 
     def work(
         self, spec: StageSpec, machine: torchrun.Resources, meeting: torchrun.Meeting | None, mark: str, lock: int | None
@@ -248,8 +249,7 @@ class _Node:
         except (UnlearnError, WorkerError) as fault:
             self.say(f"{spec.name}: this node's part failed: {fault}")
             self.tried[name] = time.monotonic() + REJOIN_SECONDS
-            if not isinstance(fault, Preempted):
-                self.tell(name, fault)
+            self.tell(name, fault)
 
     def tell(self, name: str, fault: UnlearnError | WorkerError) -> None:
         """Leave word of a fault for the leader, whose own ranks only saw that they lost a peer."""
@@ -259,14 +259,16 @@ class _Node:
             publish_bytes(join(self.folder, "claims", f"fault-{name}-{self.seat.rank}.json"), canonical(facts))
 
     def word(self, name: str) -> UnlearnError | WorkerError | None:
-        """What another node says of the failure of this attempt, if one says anything soon."""
-        deadline = time.monotonic() + WORD_SECONDS
-        while time.monotonic() < deadline:
-            for uri in list_files(join(self.folder, "claims"), ".json"):
-                if uri.rsplit("/", 1)[-1].startswith(f"fault-{name}-"):
-                    return _as_error(json.loads(read_bytes(uri)))
+        """What another node says of the failure of this attempt, if one says anything soon: best a cause, else that it was
+        interrupted too."""
+        deadline, found = time.monotonic() + WORD_SECONDS, list[UnlearnError | WorkerError]()
+        while time.monotonic() < deadline and all(isinstance(fault, Preempted) for fault in found):
+            uris = [uri for uri in list_files(join(self.folder, "claims"), ".json") if f"/fault-{name}-" in uri]
+            found = [_as_error(json.loads(read_bytes(uri))) for uri in uris]
             time.sleep(POLL_SECONDS)
-        return None
+        # Of nodes that were all interrupted, one whose rank hung knows more than those that lost it.
+        found.sort(key=lambda fault: (isinstance(fault, Preempted), "made no progress" not in str(fault)))
+        return found[0] if found else None
 
     def receipt(self, spec: StageSpec) -> Any:
         deadline = time.monotonic() + (RECEIPT_SECONDS if self.seat.nodes > 1 else 0.0)

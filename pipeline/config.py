@@ -185,7 +185,7 @@ class LaunchConfig:
     threads: NotNegative = 0
     """Compute threads per rank; 0 means cores divided by ranks."""
     timeout_seconds: Positive = 600
-    """A collective that waits longer ends the stage."""
+    """A collective that waits longer, or a rank that gives no sign of life for longer, ends the stage."""
 
 
 @record

@@ -70,7 +70,9 @@ def test_what_is_sent_is_what_is_shown(small: Small, cluster: ClusterConfig, slu
     }
 
 
-def test_scripts_say_what_the_cluster_file_says(small: Small) -> None:
+def test_scripts_say_what_the_cluster_file_says(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path / "plain")  # where the tests themselves run may need quotes
     cluster = read_cluster("", {"nodes": 2, "stages": {"forget": {"nodes": 1, "minutes": 30}}, "python": "/opt/py"})
     site, scripts = prepare(*small, cluster)
     texts = {script.stage: script.text for script in scripts}
