@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from launch import torchrun
+from launch import queue, torchrun
 from launch.local import run_chain
 from launch.torchrun import JobSpec, Resources
 from pipeline.chain import StageSpec
 from pipeline.config import RunConfig, read_batch, resolve, run_folder
 from pipeline.records import RequestBatch
+from tests.launch.fake_slurm import FakeSlurm
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -78,3 +79,12 @@ def finished(small: tuple[RunConfig, RequestBatch], _finished_output: Path) -> P
     """The run folder of `small` after a whole run."""
     shutil.copytree(_finished_output, small[0].output)
     return Path(run_folder(*small))
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A Slurm that only remembers what it was asked."""
+    fake = FakeSlurm()
+    monkeypatch.setattr(queue, "_client", fake)
+    monkeypatch.setattr(queue, "require", lambda: None)
+    return fake

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-from launch import queue
 from launch.cli import app
 from tests.launch.fake_slurm import FakeSlurm
 from tests.launch.test_submit import STAGES
@@ -19,14 +18,6 @@ def unlearn(*words: str) -> typer.testing.Result:
     result = typer.testing.CliRunner().invoke(app, list(words))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
     return result
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(queue, "_client", fake)
-    monkeypatch.setattr(queue, "require", lambda: None)
-    return fake
 
 
 def test_submit_says_what_it_sent_and_where_to_look(run_file: str, slurm: FakeSlurm) -> None:

@@ -19,14 +19,6 @@ Small = tuple[RunConfig, RequestBatch]
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(queue, "_client", fake)
-    monkeypatch.setattr(queue, "require", lambda: None)
-    return fake
-
-
-@pytest.fixture
 def sent(finished: Path, small: Small, slurm: FakeSlurm) -> Path:
     """A run folder whose forgetting and what follows was sent again."""
     (finished / "receipts" / "forget.json").unlink()

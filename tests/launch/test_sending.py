@@ -15,14 +15,6 @@ from tests.launch.fake_slurm import FakeSlurm
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(queue, "_client", fake)
-    monkeypatch.setattr(queue, "require", lambda: None)
-    return fake
-
-
-@pytest.fixture
 def site(tmp_path: Path) -> Site:
     return site_of(str(tmp_path / "a b" / "run-1"), "run-1")
 

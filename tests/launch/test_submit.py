@@ -28,14 +28,6 @@ STAGES = ("shard", "train", "retrain", "calibrate", "forget", "retain", "evaluat
 
 
 @pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm()
-    monkeypatch.setattr(queue, "_client", fake)
-    monkeypatch.setattr(queue, "require", lambda: None)
-    return fake
-
-
-@pytest.fixture
 def cluster() -> ClusterConfig:
     return read_cluster("two_nodes", {"lease_seconds": 1.0})
 
