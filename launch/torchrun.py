@@ -169,6 +169,9 @@ def agent_job(spec: StageSpec, folder: str, machine: Resources, meeting: Meeting
     env = _environment(os.environ, machine, machine.threads, meeting.interface)
     # A batch system's warning must make the agent send its ranks SIGTERM, so that they save; by itself it would kill it.
     env["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    # By default all attempts share one store, and a rank that was started again can read the address that its peer had in the
+    # attempt before: it then fails at once, or waits until the time limit (seen with torch 2.13).
+    env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     worker = ("-m", "pipeline", spec.name, folder)
     return JobSpec(argv=(*start, *meet, *common, *worker), env={**env, **extra})
 

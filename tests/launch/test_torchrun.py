@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import torchrun
-from launch.torchrun import Resources, count_gpus, resources, stage_job, worker_job
+from launch.torchrun import JobSpec, Meeting, Resources, agent_job, count_gpus, resources, stage_job, worker_job
 from launch.worker import run_worker
 from pipeline.chain import CHAIN
 from pipeline.config import LaunchConfig
@@ -126,3 +126,44 @@ def test_two_real_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: st
             return
         with pytest.raises(expected, match="killed by SIGKILL" if how == "kill" else "bad shard on rank"):
             run_worker(job, what="stage train", lock=lock.fileno())
+
+
+AGAIN = """
+import os, signal, sys, time
+import torch
+from pipeline.engine.distributed import join_group, leave_group
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+if attempt and rank == 1:
+    time.sleep(2)  # the other looks for this one's address before it is there
+started = time.monotonic()
+group = join_group(timeout_seconds=8)
+if attempt == 0 and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.distributed.new_group([0, 1])
+group.barrier()
+leave_group()
+if rank == 0:
+    open(sys.argv[1], "w").write(f"{attempt} {time.monotonic() - started:.1f}")
+"""
+
+
+@pytest.mark.distributed
+def test_ranks_that_are_started_again_meet_each_other_and_not_those_before(tmp_path: Path) -> None:
+    script, told = tmp_path / "again.py", tmp_path / "told"
+    script.write_text(AGAIN)
+    meeting = Meeting(
+        backend="c10d",
+        endpoint="127.0.0.1:0",
+        name="again",
+        nodes=1,
+        min_nodes=1,
+        rank=0,
+        address="127.0.0.1",
+        interface="lo",
+        restarts=3,
+    )
+    job = agent_job(TRAIN, str(tmp_path), CPU, meeting, extra={"PYTHONPATH": str(Path(__file__).resolve().parents[2])})
+    run_worker(JobSpec(argv=(*job.argv[:-4], str(script), str(told)), env=job.env), what="stage train")
+    attempt, seconds = told.read_text().split()
+    assert attempt == "1"
+    assert float(seconds) < 8
