@@ -66,8 +66,8 @@ class Telemetry:
             return
         self._board = self._tensorboard()
         if step and exists(self._uri):
-            lines = read_bytes(self._uri).decode().splitlines()
-            self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+            lines = read_bytes(self._uri).decode().split("\n")[:-1]
+            self._lines = [line for line in lines if line and json.loads(line)["step"] <= step]
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(), transient=True)
@@ -136,7 +136,7 @@ class Telemetry:
     def flush(self) -> None:
         """Publish the lines so far."""
         if self._first:
-            publish_bytes(self._uri, ("\n".join(self._lines) + "\n").encode())
+            publish_bytes(self._uri, "".join(f"{line}\n" for line in self._lines).encode())
 
     def close(self) -> None:
         """Publish, close TensorBoard and the bar."""

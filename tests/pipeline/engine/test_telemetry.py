@@ -48,6 +48,20 @@ def test_steps_that_run_again_after_a_restart_stand_once(tmp_path: Path) -> None
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
 
+def test_a_phase_that_was_left_before_its_first_line_goes_on(tmp_path: Path) -> None:
+    first = telemetry(tmp_path, every=4)
+    first.start(0, 8)
+    first.step(states(1, 1)[0])
+    first.close()
+    assert steps(tmp_path) == []
+    again = telemetry(tmp_path, every=4)
+    again.start(1, 8)
+    for state in states(2, 8):
+        again.step(state)
+    again.close()
+    assert steps(tmp_path) == [4, 8]
+
+
 def test_lines_are_thinned_but_the_last_step_always_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thin = telemetry(tmp_path, every=4)
     thin.start(0, 70)
