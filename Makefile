@@ -9,7 +9,7 @@ AZURITE := 3.35.0
 DEBIAN_PACKAGES := ceph-common ceph-mgr ceph-mon ceph-osd chromium dataset-fashion-mnist munge openclipart-png radosgw \
     slurm-client slurm-wlm slurmctld slurmd
 
-.PHONY: demo test test-services check bench clean debian-packages azurite
+.PHONY: demo test test-services test-chaos check bench clean debian-packages azurite
 
 demo: .venv/installed
 	$(BIN)/unlearn run demo
@@ -19,6 +19,10 @@ test: .venv/installed-dev
 
 test-services: .venv/installed-dev debian-packages azurite
 	$(BIN)/python -m pytest -m services
+
+# Fifty random kills, compared with a run left in peace: six minutes and more.
+test-chaos: .venv/installed-dev
+	$(BIN)/python -m pytest -s -m chaos
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
