@@ -220,32 +220,42 @@ def list_parts(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(run: Run, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what a run would do, without doing it."""
+def plan(
+    run: Run,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=0, help="Estimate for so many nodes; 0: the cluster's.")] = 0,
+    gpus: Annotated[int, typer.Option("--gpus", min=-1, help="GPUs of a node; -1: the cluster's.")] = -1,
+    cluster: Cluster = "",
+    curve: Annotated[
+        str, typer.Option("--curve", metavar="FILE.png", help="Draw time and cost from 1 to 4,096 ranks into this file.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would do, without doing it; with one of the options, what it would take. KEY=VALUE may set node.*, too."""
     with answering():
-        from launch.acts import carry_out
-        from launch.plan import NOT_COMPUTED, lines, make_plan
-        from launch.show import print_json, print_table, size_text
+        from launch.outlook import Wish, look_ahead, parted
+        from launch.plan import forecast, lines, make_plan, stage_rows
+        from launch.plan_text import print_outlook
+        from launch.show import print_json, print_table
         from pipeline.config import read_batch, resolve
-        from pipeline.orders import BatchOrder, Forecast
+        from pipeline.decode import plain
 
-        config = dataclasses.replace(resolve(run, overrides), methods={})
+        own, fields = parted(overrides)
+        config = dataclasses.replace(resolve(run, own), methods={})
         batch = read_batch(config)
-        order = BatchOrder(config=config, batch=batch)
-        planned = make_plan(config, batch, lambda: carry_out("forecast", order, Forecast, to_stderr=as_json))
+        wish = Wish(cluster=cluster, nodes=nodes, gpus=None if gpus < 0 else gpus, fields=fields, curve=curve)
+        planned = make_plan(config, batch, forecast(config, batch, to_stderr=as_json))
+        outlook = None if wish == Wish() else look_ahead(config, batch, planned, wish, to_stderr=as_json)
         if as_json:
-            print_json(planned)
+            print_json(planned if outlook is None else {**plain(planned), "outlook": plain(outlook)})
             return
         for label, text in lines(planned):
             print(f"{label + ':' if label else '':<19}{text}")
         print()
-        costs = [NOT_COMPUTED if stage.sample_gradients is None else str(stage.sample_gradients) for stage in planned.stages]
-        sizes = [NOT_COMPUTED if stage.bytes_read is None else size_text(stage.bytes_read) for stage in planned.stages]
-        rows = [
-            [s.name, s.state, str(s.ranks), cost, size, s.title]
-            for s, cost, size in zip(planned.stages, costs, sizes, strict=True)
-        ]
-        print_table(["stage", "state", "ranks", "sample gradients", "reads at most", "what it does"], rows)
+        print_table(*stage_rows(planned))
+        if outlook is not None:
+            print()
+            print_outlook(outlook)
 
 
 @app.command()

@@ -12,17 +12,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from launch import torchrun
+from launch.acts import carry_out
 from launch.local import refuse_erased, refuse_other_batch
 from pipeline.chain import StageSpec, chain_for, current_receipt, read_receipt
 from pipeline.config import RunConfig, run_folder, run_id
 from pipeline.decode import decode
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.orders import Forecast
+from pipeline.orders import BatchOrder, Forecast
 from pipeline.records import Manifest, RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, join, list_files, read_bytes
 
-__all__ = ["Plan", "StagePlan", "lines", "make_plan"]
+__all__ = ["Plan", "StagePlan", "forecast", "lines", "make_plan", "stage_rows", "unseen_images"]
 
 NOT_COMPUTED = "not computed"
 SHOWN = 20
@@ -57,6 +58,10 @@ class Plan:
     stages: tuple[StagePlan, ...]
     data: Forecast | None
     schema: Literal["plan/2"] = "plan/2"
+
+    def state(self, stage: str) -> str:
+        """State of the stage of this name; KeyError if the run has none."""
+        return {item.name: item.state for item in self.stages}[stage]
 
 
 def make_plan(config: RunConfig, batch: RequestBatch, forecast: Callable[[], Forecast] | None = None) -> Plan:
@@ -110,6 +115,12 @@ def make_plan(config: RunConfig, batch: RequestBatch, forecast: Callable[[], For
         stages=tuple(planned),
         data=data,
     )
+
+
+def forecast(config: RunConfig, batch: RequestBatch, *, to_stderr: bool = False) -> Callable[[], Forecast]:
+    """Asks a worker what the batch means, for `make_plan`."""
+    order = BatchOrder(config=config, batch=batch)
+    return lambda: carry_out("forecast", order, Forecast, to_stderr=to_stderr)
 
 
 def _may_be_indexed(config: RunConfig) -> bool:
@@ -187,6 +198,25 @@ def _data(manifest: Manifest) -> Forecast:
         bytes_of={**bytes_of, "unseen": sum(sizes.values())},
         groups=tuple(f"{group.name} ({group.kind}, {group.samples} images)" for group in manifest.groups),
     )
+
+
+def unseen_images(folder: str) -> int | None:
+    """Images of the run that were never trained on, in each of the two splits of them; None before its first stage."""
+    manifest = _manifest(folder)
+    found = {split.name: split.samples for split in manifest.splits} if manifest else {}
+    return found.get("calibration")
+
+
+def stage_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the stages."""
+    from launch.show import size_text
+
+    rows = []
+    for stage in plan.stages:
+        cost = NOT_COMPUTED if stage.sample_gradients is None else str(stage.sample_gradients)
+        size = NOT_COMPUTED if stage.bytes_read is None else size_text(stage.bytes_read)
+        rows.append([stage.name, stage.state, str(stage.ranks), cost, size, stage.title])
+    return ["stage", "state", "ranks", "sample gradients", "reads at most", "what it does"], rows
 
 
 def lines(plan: Plan) -> list[tuple[str, str]]:

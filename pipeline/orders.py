@@ -5,6 +5,7 @@ An act is a module of `pipeline.acts` with `run(order) -> answer`. Order and ans
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,15 @@ __all__ = [
     "Forecast",
     "IndexAnswer",
     "IndexOrder",
+    "Linear",
+    "Machine",
+    "MeasureAnswer",
+    "MeasureOrder",
+    "PhaseFacts",
+    "PictureAnswer",
+    "PictureOrder",
+    "ProbeOrder",
+    "Series",
     "TombstoneAnswer",
 ]
 
@@ -145,11 +155,178 @@ class CompareAnswer:
     files: tuple[str, ...]
 
 
+@record
+class Linear:
+    """Something that grows with samples: `fixed + each * samples`."""
+
+    fixed: float
+    each: float
+
+    def at(self, samples: float) -> float:
+        """The value for so many samples."""
+        return self.fixed + self.each * samples
+
+
+@record
+class MeasureOrder:
+    """Find out what the phases of a run compute. `groups` are the kinds of its groups of forget images; `started` is the wall
+    clock when the worker was started."""
+
+    config: RunConfig
+    groups: tuple[str, ...] = ("class",)
+    started: float = 0.0
+
+
+@record
+class PhaseFacts:
+    """One phase of training, as its real loss computes it. Samples are of all streams together, FLOP as two for a
+    multiplication with its addition; bytes are those alive at once beside weights, gradients and optimizer states."""
+
+    phase: str
+    """`train` (the retrained reference too), `calibrate` (a shadow), `forget` or `retain`."""
+    parameters: int
+    trained: int
+    largest: int
+    """Elements of the largest parameter that moves."""
+    buffer_bytes: int
+    flop: Linear
+    """Of forward and backward, recomputation included."""
+    activations: Linear
+    """Bytes."""
+    companions: int
+    """Frozen fp32 models (teacher, shadow) that every rank holds whole beside the one that moves."""
+    calls: int
+    """Passes through the model that moves, in a step."""
+    quiet_calls: int
+    """Passes through the others, without gradient."""
+    sums: int
+    """Sums over ranks of a few numbers, in a step's loss."""
+    reads: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    passes: int | None = None
+    share: float | None = None
+    probe_steps: int = 0
+    """Steps between looks at unseen images; 0: none."""
+    leveled: bool = False
+    """Whether the forget images' losses are measured after each pass."""
+    prepares: bool = False
+    """Whether the method does something with the forget images before the first step, which is not counted here."""
+
+
+@record
+class MeasureAnswer:
+    """What a run's model computes, and what a process of it needs before it does anything."""
+
+    image_bytes: int
+    """Of a decoded image."""
+    draws: int
+    """Forward passes behind the loss of one image where losses are measured."""
+    forward_flop: float
+    """A sample's loss without gradient."""
+    forward_bytes: Linear
+    """Alive at once in it, beside weights."""
+    complete_flop: float
+    """A completed image."""
+    complete_bytes: Linear
+    """Alive at once, beside weights."""
+    process_bytes: int
+    """Resident in a process that has loaded all it needs, before there is a model."""
+    start_seconds: float
+    """Until it had loaded that."""
+    phases: tuple[PhaseFacts, ...]
+    calibration: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Of the method's calibration: `shadow_share` (0 where no shadow is trained) and `samples`; empty without calibration."""
+
+
+@record
+class ProbeOrder:
+    """Take the times of this machine with the run's own engine; carried out by all ranks of a node at once.
+
+    samples: of one rank's part of a batch, two sizes or more, increasing · sample_bytes: of a stored image, 0 where that is not
+    known · folder: where checkpoints are written for a moment · started: the wall clock when the ranks were started
+    """
+
+    config: RunConfig
+    samples: tuple[int, ...]
+    sample_bytes: int
+    folder: str
+    started: float
+
+
+@record
+class Machine:
+    """What a probe found with `ranks` ranks at work at once: medians of the slowest rank."""
+
+    ranks: int
+    threads: int
+    step_seconds: Mapping[str, float]
+    """Samples of a rank, as text -> seconds of loss and backward, communication included."""
+    call_seconds: float
+    """What a step takes longer when its samples pass through the model in two parts."""
+    update_seconds: float
+    """The optimizer's step, communication included."""
+    first_step_seconds: float
+    start_seconds: float
+    """From the start of the process group to a built engine."""
+    network: tuple[tuple[int, float], ...]
+    """(bytes, seconds) of an all-reduce; empty with one rank."""
+    decode_seconds: float | None
+    """Of one stored image, on one thread; None: its size is not known."""
+    decode_threads: int
+    checkpoint_bytes: int
+    checkpoint_seconds: float
+    """Written and hashed, by all ranks."""
+    process_bytes: int
+    peak_bytes: Mapping[str, int]
+    """Samples of a rank, as text -> resident in the largest rank, at its peak in steps of this size and of smaller ones."""
+    forward_peak_bytes: Mapping[str, int]
+    """The same for losses without gradient."""
+    load: float
+    """Of the machine before the probe began: runnable processes, averaged over a minute."""
+
+
+@record
+class Series:
+    """One line of a picture: (x, y) points, and the x up to which the run's own settings allow it."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    allowed: float
+
+
+@record
+class PictureOrder:
+    """Draw time and cost by the number of ranks into a PNG file."""
+
+    file: str
+    title: str
+    unit: str
+    """What a rank is: `GPUs` or `ranks`."""
+    hours: tuple[Series, ...]
+    cost: Series
+    cost_unit: str
+    marks: Mapping[str, float]
+    """Name of a line -> the number of ranks at which it gets a ring."""
+    ring: str
+    """What a ring means."""
+    note: str
+
+
+@record
+class PictureAnswer:
+    """The picture."""
+
+    file: str
+
+
 ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
     "compare": CompareOrder,
+    "measure": MeasureOrder,
+    "probe": ProbeOrder,
+    "picture": PictureOrder,
 }
 """The order that each act takes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.local import run_chain
-from launch.plan import Plan, lines, make_plan
+from launch.plan import NOT_COMPUTED, Plan, lines, make_plan, stage_rows, unseen_images
 from pipeline.config import RunConfig, read_batch, resolve, run_folder
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.records import RequestBatch
@@ -79,3 +79,19 @@ def test_a_folder_of_another_batch_is_refused(small: Small, finished: Path) -> N
     manifest.write_text(content.replace('"seed":0', '"sead":0'))
     with pytest.raises(IntegrityError, match="sead"):
         make_plan(*small)
+
+
+def test_rows_and_states_are_those_of_the_stages(small: Small) -> None:
+    plan = make_plan(*small)
+    columns, rows = stage_rows(plan)
+    assert columns[:4] == ["stage", "state", "ranks", "sample gradients"]
+    assert [row[0] for row in rows] == [stage.name for stage in plan.stages]
+    assert rows[1][3] == NOT_COMPUTED
+    assert plan.state("train") == "to run"
+    with pytest.raises(KeyError):
+        plan.state("dance")
+
+
+def test_unseen_images_are_known_after_the_first_stage(small: Small, finished: Path) -> None:
+    assert unseen_images(str(finished / "nowhere")) is None
+    assert unseen_images(str(finished)) is None  # this manifest has no such split

@@ -1,0 +1,163 @@
+"""Memory of a rank at its peak, part by part, as this engine holds them.
+
+T parameters move, F are frozen, N ranks; e bytes a weight (2 in bf16, else 4). Partitioned states follow the ZeRO paper (arXiv
+1910.02054, section 5): masters and moments from stage 1 on, gradients from stage 2 on, weights at stage 3. What DeepSpeed 0.19
+needs beside them (buckets, flat copies) was read from its source and is bounded by its buckets of 5e8 elements; what the C
+library's allocator keeps of freed blocks, on a machine without GPU, was measured once, at 1, 2 and 4 ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.orders import PhaseFacts
+from pipeline.records import record
+
+__all__ = ["Layout", "Memory", "Reading", "Slack", "memory_of", "states"]
+
+BUCKET = 500_000_000
+"""Elements of DeepSpeed's buckets; on a GPU they are taken whole."""
+KEPT = {"fp32": (1.0, 1.0, 1.0, 4.2), "bf16": (2.0, 1.5, 1.5, 2.7), "autocast": (1.5, 1.5, 1.5, 4.2)}
+"""Blocks that were freed and stay with the process, by stage, in fp32 copies of all that moves: the model as it was built,
+gradients, under bf16 the exact copy of the weights, under autocast cast weights, under ZeRO 3 gathered weights and buckets."""
+CONSOLIDATED = {"fp32": (0.0, 1.0, 1.0, 0.3), "bf16": (0.0, 0.5, 0.5, 0.7), "autocast": (0.0, 1.0, 1.0, 0.3)}
+"""What of the consolidated weights, at the end, does not find room in such blocks."""
+
+
+@record
+class Layout:
+    """How the engine holds a model: stage of ZeRO, precision, and over how many ranks."""
+
+    zero: int
+    precision: str
+    ranks: int
+
+
+@record
+class Reading:
+    """Images in memory on one rank, in bytes: kept decoded, and in batches made ahead."""
+
+    cache: float
+    ahead: float
+
+
+@record
+class Slack:
+    """What a probe found beyond the sum of parts: activations take so many times what was traced (holes between freed blocks,
+    scratch of the kernels), those without gradient `forward` times, and `extra` bytes are of no known part."""
+
+    factor: float = 1.0
+    forward: float = 1.0
+    extra: float = 0.0
+
+
+@record
+class Memory:
+    """A rank's memory in bytes, by part, at the moment when it is largest: `backward`, `update`, `looking` (at losses without
+    gradient), or `weights` (when rank 0 puts together what the phase publishes)."""
+
+    moment: str
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+
+def states(facts: PhaseFacts, layout: Layout) -> dict[str, float]:
+    """Weights, gradients, fp32 masters and Adam's moments of one rank, in bytes, by the ZeRO paper."""
+    zero, ranks, moving, width = layout.zero, layout.ranks, facts.trained, 2 if layout.precision == "bf16" else 4
+    whole = facts.parameters * width
+    masters = 4 * moving if layout.precision == "bf16" or zero else 0
+    return {
+        "weights": whole / ranks if zero == 3 else whole,
+        "gradients": width * moving / ranks if zero >= 2 else width * moving,
+        "masters": masters / ranks if zero else masters,
+        "moments": 8 * moving / ranks if zero else 8 * moving,
+    }
+
+
+def memory_of(
+    facts: PhaseFacts,
+    layout: Layout,
+    *,
+    samples: float,
+    reading: Reading,
+    process: float,
+    gpu: bool,
+    looking: float = 0.0,
+    slack: Slack = Slack(),  # noqa: B008 - frozen
+    publishing: bool = True,
+) -> Memory:
+    """The peak of a training phase.
+
+    Args:
+        facts: of the phase.
+        layout: of the engine.
+        samples: of a step, on this rank.
+        reading: images in this machine's memory; on a GPU there are none.
+        process: bytes of a process that has loaded all and holds no model.
+        looking: bytes of activations when losses are measured; 0 where none are.
+        slack: of this machine.
+        publishing: rank 0 puts together and writes the weights at the end.
+        gpu: memory of the GPU is meant, not of the machine.
+    """
+    held = states(facts, layout)
+    held["teachers and shadows"] = 4.0 * facts.parameters * facts.companions
+    held["buffers"] = float(facts.buffer_bytes)
+    moments = (_on_gpu if gpu else _on_cpu)(facts, held, layout)
+    moments["backward"]["activations"] = slack.factor * facts.activations.at(samples)
+    if not publishing:
+        moments.pop("weights", None)
+    moments["looking"] = {"activations": slack.forward * looking}
+    if not gpu:
+        held["images"] = reading.cache + reading.ahead
+        held["process"] = process
+        held["extra"] = slack.extra
+        held["frozen weights, kept exact"] = 4.0 * (facts.parameters - facts.trained)
+    peaks = [Memory(moment=name, parts=_without_zeros({**held, **more})) for name, more in moments.items()]
+    return max(peaks, key=lambda memory: memory.total)
+
+
+def _without_zeros(parts: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in parts.items() if value}
+
+
+def _comm_width(zero: int, precision: str) -> int:
+    return 4 if precision == "fp32" or (precision == "autocast" and zero == 0) else 2
+
+
+def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[str, dict[str, float]]:
+    """What comes on top at each moment. Freed blocks stay with the process, so gradients are among them at all times."""
+    zero, precision, ranks = layout.zero, layout.precision, layout.ranks
+    moving, width = facts.trained, 2 if precision == "bf16" else 4
+    held.pop("gradients")
+    # Weights are read into blocks of their own, the model's and its companions'.
+    loaded = 4 * facts.parameters * (facts.companions + (facts.phase != "train"))
+    held["freed blocks"] = KEPT[precision][zero] * 4 * moving + loaded
+    copies = width * min(moving, BUCKET)  # the flat copy that is reduced, and the bucket it is made from
+    part = moving / ranks if zero else 0.0
+    update = 12 * part + (0 if zero else 8 * facts.largest)  # fp32 gradients of this rank's part, and AdamW's two temporaries
+    whole = 4 * facts.parameters
+    return {
+        "backward": {"buckets": copies if zero == 0 else 2 * copies},
+        "update": {"update": update},
+        # safetensors makes bytes of every tensor, and then one file of them.
+        "weights": {"weights to publish": CONSOLIDATED[precision][zero] * whole + 2 * whole},
+    }
+
+
+def _on_gpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[str, dict[str, float]]:
+    """The same on a GPU, whose allocator uses freed blocks again; the driver's own memory is not counted."""
+    zero, precision, ranks, moving = layout.zero, layout.precision, layout.ranks, facts.trained
+    comm = _comm_width(zero, precision)
+    flat = comm * min(moving, BUCKET)
+    buckets = flat if zero == 0 else flat + comm * BUCKET
+    if zero == 3:
+        held["gathered weights"] = float((2 if precision != "fp32" else 4) * min(moving, 2 * BUCKET))
+        buckets *= 2 if ranks > 1 else 1  # it overlaps them with the backward pass, and so has two
+    return {
+        "backward": {"buckets": buckets},
+        "update": {"update": 12 * moving / ranks if zero else (12 if precision == "bf16" else 8) * moving},
+    }

@@ -1,0 +1,74 @@
+"""Memory of a rank: the ZeRO paper's arithmetic for what is partitioned, and laws for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from launch.memory import BUCKET, Layout, Memory, Reading, Slack, memory_of, states
+from tests.support.planning import FACTS
+
+NO_IMAGES = Reading(cache=0.0, ahead=0.0)
+
+
+def at(zero: int, ranks: int, precision: str = "fp32", **more: object) -> Memory:
+    given = {"samples": 4.0, "reading": NO_IMAGES, "process": 0.0, "gpu": False, **more}
+    return memory_of(FACTS, Layout(zero=zero, precision=precision, ranks=ranks), **given)  # type: ignore[arg-type]
+
+
+def test_states_in_bf16_are_the_papers() -> None:
+    # Bytes a parameter on 4 ranks: 4 + 12, 4 + 12/4, 2 + 14/4 and 16/4 (section 5 of arXiv 1910.02054).
+    for zero, expected in enumerate((16.0, 7.0, 5.5, 4.0)):
+        held = states(FACTS, Layout(zero=zero, precision="bf16", ranks=4))
+        assert sum(held.values()) == pytest.approx(expected * FACTS.trained)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
+def test_a_higher_stage_never_holds_more_states_on_several_ranks(precision: str) -> None:
+    for ranks in (4, 64):
+        sums = [sum(states(FACTS, Layout(zero=zero, precision=precision, ranks=ranks)).values()) for zero in range(4)]
+        assert sums == sorted(sums, reverse=True)
+
+
+def test_more_ranks_never_need_more() -> None:
+    for zero, precision, gpu in itertools.product(range(4), ("fp32", "bf16", "autocast"), (False, True)):
+        totals = [at(zero, ranks, precision, gpu=gpu).total for ranks in (2, 4, 16, 64)]
+        assert totals == sorted(totals, reverse=True)
+
+
+def test_stage_0_in_fp32_by_hand() -> None:
+    # Weights 4, moments 8, gradients' blocks 4; at the end two copies of the weights to publish, 8: 24 bytes a parameter.
+    memory = at(0, 1, samples=0.0)
+    assert (memory.moment, memory.total) == ("weights", 24 * FACTS.parameters)
+
+
+def test_the_largest_moment_is_named() -> None:
+    assert at(1, 1, samples=1000.0).moment == "backward"
+    assert at(1, 1, looking=1e10).moment == "looking"
+    assert at(1, 2, samples=0.0).moment == "weights"
+    assert at(1, 2, samples=0.0, publishing=False).moment == "backward"
+
+
+def test_parts_beside_the_model_are_added() -> None:
+    plain = at(1, 2, samples=1000.0).total
+    full = at(1, 2, samples=1000.0, reading=Reading(cache=10.0, ahead=20.0), process=100.0, slack=Slack(extra=7.0)).total
+    assert full == plain + 137
+    doubled = at(1, 2, samples=1000.0, slack=Slack(factor=2.0))
+    assert doubled.total - plain == FACTS.activations.at(1000.0)
+
+
+def test_a_companion_is_held_whole_by_every_rank() -> None:
+    layout = Layout(zero=3, precision="bf16", ranks=64)
+    with_one = dataclasses.replace(FACTS, companions=1)
+    alone, both = (
+        memory_of(facts, layout, samples=1, reading=NO_IMAGES, process=0, gpu=True).total for facts in (FACTS, with_one)
+    )
+    assert both - alone == 4 * FACTS.parameters
+
+
+def test_on_a_gpu_the_bucket_is_taken_whole() -> None:
+    memory = at(2, 8, "bf16", gpu=True)
+    assert memory.parts["buckets"] == 2 * BUCKET + 2 * FACTS.trained
+    assert "process" not in memory.parts

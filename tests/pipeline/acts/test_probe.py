@@ -1,0 +1,47 @@
+"""The probe of this machine, by one and by two ranks as torchrun starts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import torchrun
+from launch.worker import run_worker
+from pipeline.acts.probe import MESSAGES
+from pipeline.chain import CHAIN
+from pipeline.config import LaunchConfig, read_run
+from pipeline.decode import canonical, decode
+from pipeline.orders import Machine, ProbeOrder
+from tests.support.runs import prepare
+
+
+def probed(folder: Path, ranks: int, zero: int) -> Machine:
+    (folder / "scratch").mkdir()
+    config = read_run(prepare(folder, engine={"zero_stage": zero}))
+    order = ProbeOrder(config=config, samples=(4, 8), sample_bytes=2000, folder=str(folder / "scratch"), started=time.time())
+    file = folder / "order.json"
+    file.write_bytes(canonical(order))
+    spec = dataclasses.replace(CHAIN[1], name="probe")
+    run_worker(torchrun.stage_job(spec, str(file), torchrun.resources(LaunchConfig(ranks=ranks))), what="probe", to_stderr=True)
+    return decode(Machine, json.loads((folder / "answer.json").read_bytes()), where="answer")
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "zero"), [(1, 0), (2, 2)])
+def test_a_probe_takes_all_times(tmp_path: Path, ranks: int, zero: int) -> None:
+    machine = probed(tmp_path, ranks, zero)
+    assert (machine.ranks, set(machine.step_seconds), set(machine.peak_bytes)) == (ranks, {"4", "8"}, {"4", "8"})
+    assert set(machine.forward_peak_bytes) == {"8", "16"}
+    assert 0 < min(machine.step_seconds.values()) < 30
+    assert 0 < machine.update_seconds < 30
+    assert machine.start_seconds > 0.5
+    assert [size for size, _ in machine.network] == (list(MESSAGES) if ranks > 1 else [])
+    assert machine.decode_seconds is not None
+    assert 0 < machine.decode_seconds < 1
+    assert machine.checkpoint_bytes > 0
+    assert machine.peak_bytes["8"] >= machine.peak_bytes["4"] > machine.process_bytes > 50_000_000
+    assert not list((tmp_path / "scratch").rglob("*.pt"))
