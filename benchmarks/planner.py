@@ -41,10 +41,10 @@ SKIPPED = 2
 MAE: dict[str, Any] = {"component": "mae", "image_size": 64, "patch_size": 8, "width": 384, "layers": 6, "heads": 6}
 # Model, pixels, channels, images, batch of training.
 MODELS: dict[str, tuple[dict[str, Any], int, int, int, int]] = {
-    "autoencoder": ({"component": "autoencoder", "image_size": 64, "channels": 3, "width": 64, "latent": 512}, 64, 3, 1600, 64),
-    "mae": ({**MAE, "decoder_width": 192, "decoder_layers": 2, "decoder_heads": 6}, 64, 3, 960, 48),
-    "inpainting": ({"component": "inpainting_small"}, 32, 3, 960, 48),
-    "vqgan": ({"component": "vqgan_small"}, 32, 3, 960, 48),
+    "autoencoder": ({"component": "autoencoder", "image_size": 64, "channels": 3, "width": 64, "latent": 512}, 64, 3, 960, 64),
+    "mae": ({**MAE, "decoder_width": 192, "decoder_layers": 2, "decoder_heads": 6}, 64, 3, 720, 48),
+    "inpainting": ({"component": "inpainting_small"}, 32, 3, 720, 48),
+    "vqgan": ({"component": "vqgan_small"}, 32, 3, 720, 48),
 }
 
 

@@ -21,7 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.orders import MeasureAnswer, PhaseFacts
 from pipeline.records import record
 
-__all__ = ["PARTS", "Basis", "Rates", "StageEstimate", "checkpoint_bytes", "estimate", "step_parts"]
+__all__ = ["LOOK_BATCH", "PARTS", "Basis", "Rates", "StageEstimate", "checkpoint_bytes", "estimate", "step_parts"]
 
 PARTS = ("start-up", "compute", "loading", "network", "update", "looking", "saving")
 NEEDED = ("compute", "network", "update", "looking")

@@ -21,7 +21,7 @@ from launch.acts import carry_out
 from launch.advice import WORTH, Advice, advise, bound_of, curve
 from launch.cluster import ClusterConfig, StageConfig, read_cluster
 from launch.devices import Device, device_names, read_device
-from launch.estimate import Basis, Rates, StageEstimate, estimate
+from launch.estimate import LOOK_BATCH, Basis, Rates, StageEstimate, estimate
 from launch.memory import Slack
 from launch.plan import Plan, unseen_images
 from launch.rates import measured_rates, measured_slack, table_rates
@@ -99,10 +99,15 @@ def look_ahead(config: RunConfig, batch: RequestBatch, plan: Plan, wish: Wish, *
     kinds = _kinds(plan, batch)
     order = MeasureOrder(config=config, groups=kinds, started=time.time())
     answer = carry_out("measure", order, MeasureAnswer, to_stderr=to_stderr)
-    machine = None if device else _probe(config, plan, cluster, per_node, to_stderr)
+    counts = _counts(plan, len(kinds))
+    if device:
+        machine = None
+    else:
+        look = max(_work(spec, config, answer, counts).look for spec in chain_for(config))
+        machine = _probe(config, plan, cluster, per_node, look, to_stderr)
     if machine is not None:
         answer = dataclasses.replace(answer, process_bytes=machine.process_bytes)
-    sight = _Sight(config, plan, cluster, device, machine, answer, per_node, len(kinds))
+    sight = _Sight(config, cluster, device, machine, answer, per_node, counts)
     waiting = [spec for spec in chain_for(config) if plan.state(spec.name) != "up to date"]
     stages = tuple(sight.stage(spec, sight.nodes(spec)) for spec in waiting)
     times = [item.seconds for item in stages if item.seconds is not None]
@@ -157,7 +162,17 @@ def _kinds(plan: Plan, batch: RequestBatch) -> tuple[str, ...]:
     return tuple(found or sorted(set(named)) or ["class"])
 
 
-def _probe(config: RunConfig, plan: Plan, cluster: ClusterConfig, per_node: int, to_stderr: bool) -> Machine:
+def _counts(plan: Plan, groups: int) -> Counts | None:
+    """None: the data is not indexed."""
+    data, unseen = plan.data, unseen_images(plan.folder)
+    return Counts(forget=data.forget_samples, retain=data.retain_samples, groups=groups, unseen=unseen) if data else None
+
+
+def _work(spec: StageSpec, config: RunConfig, answer: MeasureAnswer, counts: Counts | None) -> StageWork:
+    return unknown_work(spec, config, answer) if counts is None else work_of(spec, config, answer, counts)
+
+
+def _probe(config: RunConfig, plan: Plan, cluster: ClusterConfig, per_node: int, look: int, to_stderr: bool) -> Machine:
     """Measure this machine with as many ranks as a node has, at the size of a rank's part of a batch, half and a quarter of
     it."""
     launch = dataclasses.replace(config.launch, ranks=per_node, threads=cluster.node.threads or config.launch.threads)
@@ -169,6 +184,7 @@ def _probe(config: RunConfig, plan: Plan, cluster: ClusterConfig, per_node: int,
         order = ProbeOrder(
             config=config,
             samples=tuple(sorted({max(1, share // 4), max(1, share // 2), share} if share > 1 else {1, 2})),
+            look=min(LOOK_BATCH, -(-look // (cluster.nodes * per_node))) or share,
             sample_bytes=round(data.bytes_of["original"] / images) if data and images else 0,
             folder=scratch,
             started=time.time(),
@@ -186,27 +202,21 @@ class _Sight:
     def __init__(
         self,
         config: RunConfig,
-        plan: Plan,
         cluster: ClusterConfig,
         device: Device | None,
         machine: Machine | None,
         answer: MeasureAnswer,
         per_node: int,
-        groups: int,
+        counts: Counts | None,
     ) -> None:
         self._config, self.cluster, self._device, self._machine = config, cluster, device, machine
         self._answer, self.per_node = answer, per_node
         self._slack = measured_slack(machine, config, answer) if machine and not cluster.node.gpus else Slack()
-        data, unseen = plan.data, unseen_images(plan.folder)
-        self._counts = (
-            Counts(forget=data.forget_samples, retain=data.retain_samples, groups=groups, unseen=unseen) if data else None
-        )
+        self._counts = counts
 
     def work(self, spec: StageSpec) -> StageWork:
         """What a stage does."""
-        if self._counts is None:
-            return unknown_work(spec, self._config, self._answer)
-        return work_of(spec, self._config, self._answer, self._counts)
+        return _work(spec, self._config, self._answer, self._counts)
 
     def nodes(self, spec: StageSpec) -> int:
         """Nodes that the cluster gives a stage."""

@@ -97,13 +97,13 @@ def _line(machine: Machine) -> tuple[float, float]:
 
 
 def measured_slack(machine: Machine, config: RunConfig, answer: MeasureAnswer) -> Slack:
-    """What the probe's peaks say beside the sum of the parts: the slope over samples, and what is left at the largest size."""
+    """What the probe's peaks say beside the sum of the parts: the slope over samples, what is left at the largest size, and what
+    measuring losses took beside what was traced."""
     facts, engine = answer.phases[0], config.engine
     layout = Layout(zero=engine.zero_stage, precision=engine.precision, ranks=machine.ranks)
     peaks = [(int(samples), float(peak)) for samples, peak in machine.peak_bytes.items()]
-    looks = [(int(samples), float(peak)) for samples, peak in machine.forward_peak_bytes.items()]
     factor = max(1.0, fit_line(peaks)[1] / facts.activations.each)
-    forward = max(1.0, fit_line(looks)[1] / answer.forward_bytes.each)
+    forward = max(1.0, machine.look_bytes / answer.forward_bytes.at(machine.look))
     largest, peak = max(peaks)
     found = memory_of(
         facts,

@@ -242,12 +242,14 @@ class MeasureAnswer:
 class ProbeOrder:
     """Take the times of this machine with the run's own engine; carried out by all ranks of a node at once.
 
-    samples: of one rank's part of a batch, two sizes or more, increasing · sample_bytes: of a stored image, 0 where that is not
+    samples: of one rank's part of a batch, two sizes or more, increasing · look: images whose losses one rank measures at once at
+    most · sample_bytes: of a stored image, 0 where that is not
     known · folder: where checkpoints are written for a moment · started: the wall clock when the ranks were started
     """
 
     config: RunConfig
     samples: tuple[int, ...]
+    look: int
     sample_bytes: int
     folder: str
     started: float
@@ -279,8 +281,9 @@ class Machine:
     process_bytes: int
     peak_bytes: Mapping[str, int]
     """Samples of a rank, as text -> resident in the largest rank, at its peak in steps of this size and of smaller ones."""
-    forward_peak_bytes: Mapping[str, int]
-    """The same for losses without gradient."""
+    look: int
+    look_bytes: int
+    """What measuring the losses of `look` images takes on top of what is held, without gradient, in the largest rank."""
     load: float
     """Of the machine before the probe began: runnable processes, averaged over a minute."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -27,7 +28,7 @@ from pipeline.models.base import ImageModel
 from pipeline.orders import Linear, MeasureAnswer, MeasureOrder, PhaseFacts
 from pipeline.stages import calibrate, evaluate, forget, retain, train
 
-__all__ = ["load_all", "resident_bytes", "run"]
+__all__ = ["forget_peak", "load_all", "resident_bytes", "run"]
 
 TRACED_BYTES = 2 << 20
 """Real images of about so many bytes go through a trace; more would only take time."""
@@ -86,6 +87,13 @@ def resident_bytes(field: str) -> int:
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def forget_peak() -> None:
+    """Let `VmHWM` begin anew at what is resident now, where the system can (proc(5), clear_refs)."""
+    file = Path("/proc/self/clear_refs")
+    with contextlib.suppress(OSError):
+        file.write_text("5", encoding="ascii")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline import component
-from pipeline.acts.measure import load_all, resident_bytes
+from pipeline.acts.measure import forget_peak, load_all, resident_bytes
 from pipeline.data.images import decode_into
 from pipeline.data.reader import decoding_threads
 from pipeline.data.stream import Batch
@@ -65,7 +65,7 @@ def run(order: ProbeOrder) -> Machine:
     )
     start = time.time() - order.started
     stepper = _Stepper(backend, plain_loss(context), shape, group)
-    forward = _forward(backend, context, stepper, order.samples[-1])
+    look_bytes = _looking(backend, context, stepper, order.look)
     first = sum(stepper.step(min(order.samples)))
     taken, peaks = _sweep(stepper, order.samples, group)
     written, seconds = _checkpoint(order.folder, backend, group)
@@ -86,7 +86,8 @@ def run(order: ProbeOrder) -> Machine:
         checkpoint_seconds=seconds,
         process_bytes=max(group.gather(process_bytes)),
         peak_bytes={str(samples): max(group.gather(peak)) for samples, peak in peaks.items()},
-        forward_peak_bytes={str(samples): max(group.gather(peak)) for samples, peak in forward.items()},
+        look=order.look,
+        look_bytes=max(group.gather(look_bytes)),
         load=max(group.gather(load)),
     )
     leave_group()
@@ -138,15 +139,15 @@ class _Stepper:
         return max(LEAST, min(MOST, round(SECONDS / max(mean, 1e-6))))
 
 
-def _forward(backend: Backend, context: LossContext, stepper: _Stepper, samples: int) -> dict[int, int]:
-    """Peaks of memory when losses are measured, of so many samples at once and of twice as many. Before the first step, whose
-    peak would hide them."""
-    peaks = {}
-    for size in (samples, 2 * samples):
-        with backend.evaluating() as engine:
-            context.per_sample(engine, stepper.batch(size))
-        peaks[size] = resident_bytes("VmHWM")
-    return peaks
+def _looking(backend: Backend, context: LossContext, stepper: _Stepper, samples: int) -> int:
+    """Bytes that measuring the losses of so many images takes, without gradient, at its peak. Before the first step, whose freed
+    blocks would hide it."""
+    batch = stepper.batch(samples)
+    forget_peak()
+    held = resident_bytes("VmRSS")
+    with backend.evaluating() as engine:
+        context.per_sample(engine, batch)
+    return max(0, resident_bytes("VmHWM") - held)
 
 
 def _sweep(

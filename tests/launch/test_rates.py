@@ -78,12 +78,11 @@ def test_an_offset_below_nothing_goes_to_the_samples() -> None:
 
 
 def test_slack_explains_the_probes_peaks() -> None:
-    machine = dataclasses.replace(
-        MACHINE, peak_bytes={"16": 500_000_000, "32": 532_000_000}, forward_peak_bytes={"32": 4, "64": 8}
-    )
+    machine = dataclasses.replace(MACHINE, peak_bytes={"16": 500_000_000, "32": 532_000_000}, look=10, look_bytes=4)
     slack = measured_slack(machine, CONFIG, ANSWER)
     assert slack.factor == pytest.approx(2.0)
     assert slack.forward == 1.0  # less than was traced is noise
+    assert measured_slack(MACHINE, CONFIG, ANSWER).forward == pytest.approx(1.2)  # 12 MB beside 100 times 100 kB
     found = memory_of(
         FACTS,
         Layout(zero=1, precision="fp32", ranks=2),

@@ -58,6 +58,7 @@ MACHINE = Machine(
     checkpoint_seconds=0.1,
     process_bytes=400_000_000,
     peak_bytes={"16": 500_000_000, "32": 540_000_000},
-    forward_peak_bytes={"32": 450_000_000, "64": 453_200_000},
+    look=100,
+    look_bytes=12_000_000,
     load=0.2,
 )
