@@ -234,7 +234,7 @@ def plan(
     """Say what a run would do, without doing it; with one of the options, what it would take. KEY=VALUE may set node.*, too."""
     with answering():
         from launch.outlook import Wish, look_ahead, parted
-        from launch.plan import forecast, lines, make_plan, stage_rows
+        from launch.plan import forecast, lines, make_plan, price, price_lines, stage_rows
         from launch.plan_text import print_outlook
         from launch.show import print_json, print_table
         from pipeline.config import read_batch, resolve
@@ -245,11 +245,13 @@ def plan(
         batch = read_batch(config)
         wish = Wish(cluster=cluster, nodes=nodes, gpus=None if gpus < 0 else gpus, fields=fields, curve=curve)
         planned = make_plan(config, batch, forecast(config, batch, to_stderr=as_json))
+        cost = price(config, planned.folder, to_stderr=as_json)
         outlook = None if wish == Wish() else look_ahead(config, batch, planned, wish, to_stderr=as_json)
         if as_json:
-            print_json(planned if outlook is None else {**plain(planned), "outlook": plain(outlook)})
+            more = {"outlook": plain(outlook)} if outlook else {}
+            print_json({**plain(planned), **more, **({"price": plain(cost)} if cost else {})})
             return
-        for label, text in lines(planned):
+        for label, text in [*lines(planned), *(price_lines(cost) if cost else [])]:
             print(f"{label + ':' if label else '':<19}{text}")
         print()
         print_table(*stage_rows(planned))

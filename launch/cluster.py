@@ -28,7 +28,7 @@ Path = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_leng
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=2000)]
 Port = Annotated[int, Ge(0), Le(65535)]
-STAGES = ("shard", "train", "retrain", "calibrate", "forget", "retain", "evaluate", "release")
+STAGES = ("shard", "train", "retrain", "calibrate", "forget", "certify", "retain", "evaluate", "release")
 
 
 @record

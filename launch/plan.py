@@ -14,16 +14,16 @@ from typing import Any, Literal
 from launch import torchrun
 from launch.acts import carry_out
 from launch.local import refuse_erased, refuse_other_batch
-from pipeline.chain import StageSpec, chain_for, current_receipt, read_receipt
+from pipeline.chain import OFF, StageSpec, chain_for, current_receipt, read_receipt
 from pipeline.config import RunConfig, run_folder, run_id
 from pipeline.decode import decode
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.orders import BatchOrder, Forecast
+from pipeline.orders import BatchOrder, Forecast, PriceAnswer, PriceOrder
 from pipeline.records import Manifest, RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, join, list_files, read_bytes
 
-__all__ = ["Plan", "StagePlan", "forecast", "lines", "make_plan", "stage_rows", "unseen_images"]
+__all__ = ["Plan", "StagePlan", "forecast", "lines", "make_plan", "price", "price_lines", "stage_rows", "unseen_images"]
 
 NOT_COMPUTED = "not computed"
 SHOWN = 20
@@ -198,6 +198,32 @@ def _data(manifest: Manifest) -> Forecast:
         bytes_of={**bytes_of, "unseen": sum(sizes.values())},
         groups=tuple(f"{group.name} ({group.kind}, {group.samples} images)" for group in manifest.groups),
     )
+
+
+def price(config: RunConfig, folder: str, *, to_stderr: bool = False) -> PriceAnswer | None:
+    """What the run's certificate would cost; None where it asks for none."""
+    if config.method.get("certify") in OFF:
+        return None
+    return carry_out("price", PriceOrder(config=config, folder=folder), PriceAnswer, to_stderr=to_stderr)
+
+
+def price_lines(found: PriceAnswer) -> list[tuple[str, str]]:
+    """The price as labels and texts."""
+    if found.loss_before is None or found.loss_after is None:
+        loss = f"{NOT_COMPUTED}: {found.note}"
+    else:
+        loss = (
+            f"{found.loss_before:.4g} to {found.loss_after:.4g} on {found.images} unseen kept images, before retention mends it"
+        )
+    return [
+        ("certificate", f"epsilon {found.epsilon:g} at delta {found.delta:g}, if all its assumptions hold"),
+        (
+            "its noise",
+            f"{found.noise:.4g} on each of {found.dimension:,} weights in {found.steps} steps: {found.noise_norm:.4g} in all, "
+            f"{found.ratio:,.1f} times what they may keep of the model (radius {found.radius:g})",
+        ),
+        ("its loss", loss),
+    ]
 
 
 def unseen_images(folder: str) -> int | None:

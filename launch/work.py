@@ -72,7 +72,7 @@ def unknown_work(spec: StageSpec, config: RunConfig, answer: MeasureAnswer) -> S
     """The work of one stage while nothing is known of the data: what a step does, and not how many there are."""
     facts, given = {item.phase: item for item in answer.phases}, {"train": config.original, "retrain": config.reference}
     name = spec.module if spec.module in facts else "train"
-    trains = spec.module in ("forget", "retain") or given.get(spec.module) == spec.module
+    trains = spec.module in ("forget", "certify", "retain") or given.get(spec.module) == spec.module
     trains = trains or (spec.module == "calibrate" and "calibrate" in facts)
     if not trains:
         return StageWork(steps=None)
@@ -93,6 +93,9 @@ def work_of(spec: StageSpec, config: RunConfig, answer: MeasureAnswer, counts: C
         return _calibration(config, answer, facts.get("calibrate"), counts)
     if spec.module == "forget" and "forget" in facts:
         return _forgetting(answer, facts["forget"], counts)
+    if spec.module == "certify" and "certify" in facts:
+        noisy = facts["certify"]
+        return _training(noisy, noisy.steps or 0, {"retain": (counts.retain, min(noisy.batch_sizes[0], counts.retain))})
     if spec.module == "retain" and "retain" in facts:
         found = facts["retain"]
         total = (found.share or 0.0) * retrain_steps(config, counts) * train.batch_size

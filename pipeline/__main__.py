@@ -48,8 +48,14 @@ def _die_with_parent() -> None:
 
 
 def _check(file: str) -> None:
-    """Ask the storage for its leave, decode every part of a resolved configuration, build the model without memory."""
+    """Ask the storage for its leave, decode every part of a resolved configuration, build the model without memory, and refuse a
+    certificate whose noise nobody agreed to."""
     import torch
+
+    from pipeline.models.base import certified_weights
+    from pipeline.privacy.accountant import library
+    from pipeline.privacy.mechanism import certify_config
+    from pipeline.privacy.price import refuse_price
 
     config = decode(RunConfig, yaml.safe_load(read_bytes(file)), where="configuration")
     check_access(config.output, write=True)
@@ -64,6 +70,11 @@ def _check(file: str) -> None:
     component.decode_config("source", config.source)
     for section in (config.method, *config.methods.values()):
         component.decode_config("method", section)
+        certify = certify_config(section.get("certify"))
+        if certify is not None:
+            names = set(certified_weights(model, certify.trains))
+            refuse_price(certify, sum(found.numel() for name, found in model.named_parameters() if name in names))
+            library()
 
 
 def _act(name: str, file: str) -> None:

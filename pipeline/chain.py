@@ -16,6 +16,7 @@ from pipeline.storage import exists, join, publish_bytes, read_bytes, size
 
 __all__ = [
     "CHAIN",
+    "OFF",
     "PHASES",
     "StageSpec",
     "chain_for",
@@ -26,6 +27,7 @@ __all__ = [
     "inputs_of",
     "read_receipt",
     "stage",
+    "weights_before",
     "write_receipt",
 ]
 
@@ -58,19 +60,27 @@ CHAIN: tuple[StageSpec, ...] = (
     _spec("retrain", "the reference, on retained images only", "shard", (*_MODEL, "train", "reference")),
     _spec("calibrate", "the out-of-distribution level of each group", "shard train", (*_MODEL, "train", "method")),
     _spec("forget", "phase 1: gradient ascent on forget shards", "shard train calibrate", (*_MODEL, "train", "method")),
-    _spec("retain", "phase 2: ZeRO fine-tuning on retain shards", "shard train calibrate forget", (*_MODEL, "train", "method")),
-    _spec("evaluate", "four splits, each model", "shard train retrain calibrate forget retain", (*_MODEL, "evaluation")),
+    _spec("certify", "noisy steps on retain shards", "shard train calibrate forget", (*_MODEL, "train", "method")),
+    _spec(
+        "retain",
+        "phase 2: ZeRO fine-tuning on retain shards",
+        "shard train calibrate forget certify",
+        (*_MODEL, "train", "method"),
+    ),
+    _spec("evaluate", "four splits, each model", "shard train retrain calibrate forget certify retain", (*_MODEL, "evaluation")),
     _spec(
         "release",
         "weights, card, report",
-        "shard train retrain calibrate forget retain evaluate",
+        "shard train retrain calibrate forget certify retain evaluate",
         ("name", "model", "task", "method", "evaluation", "train", "engine", "source"),
         False,
     ),
 )
 _SPECS = {spec.name: spec for spec in CHAIN}
-PHASES = {"calibrate": "calibration", "forget": "forget", "retain": "retain"}
+PHASES = {"calibrate": "calibration", "forget": "forget", "certify": "certify", "retain": "retain"}
 """Stages that a method decides on, and the part of its section that asks for them."""
+OFF = (None, False, "off")
+"""Values of such a part that ask for nothing."""
 
 
 def for_variant(config: RunConfig, variant: str) -> RunConfig:
@@ -81,7 +91,7 @@ def for_variant(config: RunConfig, variant: str) -> RunConfig:
 def chain_of_method(config: RunConfig, variant: str = "") -> list[StageSpec]:
     """The stages of one method, of a comparison's `variant` or the run's own: the parts that its section names."""
     section = for_variant(config, variant).method
-    return [_of_variant(_SPECS[name], variant) for name, part in PHASES.items() if section.get(part) is not None]
+    return [_of_variant(_SPECS[name], variant) for name, part in PHASES.items() if section.get(part) not in OFF]
 
 
 def _of_variant(spec: StageSpec, variant: str) -> StageSpec:
@@ -117,6 +127,15 @@ def chain_for(config: RunConfig) -> tuple[StageSpec, ...]:
 def stage(name: str, config: RunConfig) -> StageSpec:
     """The run's stage called `name`; KeyError if it has none."""
     return {spec.name: spec for spec in chain_for(config)}[name]
+
+
+def weights_before(spec: StageSpec) -> tuple[str, str]:
+    """The stage whose weights this one goes on from, and the name of those weights."""
+    for module, weights in (("retain", "unlearned"), ("certify", "certified"), ("forget", "forgotten")):
+        for name in spec.needs:
+            if name.split(".")[0] == module:
+                return name, weights
+    return "train", "original"
 
 
 def config_digest(config: RunConfig, spec: StageSpec) -> str:

@@ -31,6 +31,8 @@ __all__ = [
     "PhaseFacts",
     "PictureAnswer",
     "PictureOrder",
+    "PriceAnswer",
+    "PriceOrder",
     "ProbeOrder",
     "Series",
     "TombstoneAnswer",
@@ -209,6 +211,8 @@ class PhaseFacts:
     """Steps between looks at unseen images; 0: none."""
     leveled: bool = False
     """Whether the forget images' losses are measured after each pass."""
+    steps: int | None = None
+    """Of a phase whose length is neither passes nor a share."""
     prepares: bool = False
     """Whether the method does something with the forget images before the first step, which is not counted here."""
 
@@ -289,6 +293,38 @@ class Machine:
 
 
 @record
+class PriceOrder:
+    """Tell what the certificate of a run would cost."""
+
+    config: RunConfig
+    folder: str
+    """Of the run; the loss of utility is measured where it has a trained original already."""
+
+
+@record
+class PriceAnswer:
+    """What a certificate costs, before it is bought.
+
+    dimension: weights that get noise · noise: its standard deviation, a weight and step · noise_norm: of all of it, in the last
+    weights · ratio: of that to `radius` · loss_before, loss_after: mean loss of the original on unseen retained images, and with
+    its weights drawn into the ball and that noise added, before any retention; None with the reason in `note`
+    """
+
+    epsilon: float
+    delta: float
+    dimension: int
+    steps: int
+    radius: float
+    noise: float
+    noise_norm: float
+    ratio: float
+    loss_before: float | None
+    loss_after: float | None
+    images: int
+    note: str = ""
+
+
+@record
 class Series:
     """One line of a picture: (x, y) points, and the x up to which the run's own settings allow it."""
 
@@ -331,5 +367,6 @@ ACTS: Mapping[str, type[Any]] = {
     "measure": MeasureOrder,
     "probe": ProbeOrder,
     "picture": PictureOrder,
+    "price": PriceOrder,
 }
 """The order that each act takes."""

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, dataclass_transform
 
 __all__ = [
+    "Assumption",
     "Calibration",
+    "Certificate",
     "Coverage",
     "DeletionRequest",
     "Erasure",
@@ -24,6 +26,7 @@ __all__ = [
     "GroupLevel",
     "Manifest",
     "MetricResult",
+    "NoisyMeasures",
     "PhaseOutcome",
     "Receipt",
     "RequestBatch",
@@ -217,6 +220,69 @@ class PhaseOutcome:
     coverage: tuple[Coverage, ...] = ()
     losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
     schema: Literal["phase/1"] = "phase/1"
+
+
+@record
+class NoisyMeasures:
+    """What a certified phase did, measured on the weights that it wrote: see `pipeline.engine.noisy` for the lengths.
+
+    planned: steps that the mechanism was accounted for · dimension: weights in the vector · buffers: names of buffers that are
+    not as the model is built, or carry statistics of data · outside: names of weights that are not in the vector and not those of
+    the declared base · held_in: files of the run in which the noise's key was found · destroyed: the key was overwritten · reads:
+    splits that were read · left: files that the phase left beside its last weights · other_settings: a run of the same batch that
+    was certified with other settings before, or empty · base_sha256: of the declared base
+    """
+
+    steps: int
+    planned: int
+    dimension: int
+    start_norm: float
+    step_norm: float
+    noise_low: float
+    noise_high: float
+    ball_norm: float | None
+    weights_norm: float
+    buffers: tuple[str, ...]
+    outside: tuple[str, ...]
+    held_in: tuple[str, ...]
+    destroyed: bool
+    reads: tuple[str, ...]
+    left: tuple[str, ...]
+    other_settings: str
+    base_sha256: str = ""
+    schema: Literal["noisy-measures/1"] = "noisy-measures/1"
+
+
+@record
+class Assumption:
+    """One condition of a certificate, and whether it was seen to hold."""
+
+    name: str
+    state: Literal["checked", "declared", "failed"]
+    text: str
+
+
+@record
+class Certificate:
+    """What is promised of one file of weights, or why nothing is. `epsilon` and all numbers of the account are None where one
+    assumption failed."""
+
+    granted: bool
+    epsilon: float | None
+    delta: float | None
+    mechanism: str
+    reference: str
+    """The procedure whose weights cannot be told from these."""
+    accountant: str
+    formula: float | None
+    """Epsilon by our own formula, beside the accountant's."""
+    assumptions: tuple[Assumption, ...]
+    schema: Literal["certificate/1"] = "certificate/1"
+
+    @property
+    def failed(self) -> tuple[Assumption, ...]:
+        """Assumptions that do not hold."""
+        return tuple(item for item in self.assumptions if item.state == "failed")
 
 
 @record

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import component
 from pipeline.acts.tracing import Cost, Tracer
-from pipeline.chain import PHASES
+from pipeline.chain import OFF, PHASES
 from pipeline.data.stream import Batch
 from pipeline.data.tasks.base import Task
 from pipeline.draws import draws_of_rows
@@ -26,6 +26,7 @@ from pipeline.engine.backend import quiet_deepspeed
 from pipeline.methods.base import LossContext, Method, PhasePlan, plain_loss
 from pipeline.models.base import ImageModel
 from pipeline.orders import Linear, MeasureAnswer, MeasureOrder, PhaseFacts
+from pipeline.privacy.mechanism import certify_config
 from pipeline.stages import calibrate, evaluate, forget, retain, train
 
 __all__ = ["forget_peak", "load_all", "resident_bytes", "run"]
@@ -50,7 +51,14 @@ def run(order: MeasureOrder) -> MeasureAnswer:
     if calibration.get("shadow_share"):
         phases.append(scene.facts(dataclasses.replace(training, phase="calibrate", reads=("retain",))))
     for name, part in PHASES.items():
-        if name != "calibrate" and config.method.get(part) is not None:
+        if config.method.get(part) in OFF or name == "calibrate":
+            continue
+        if name == "certify":
+            noisy = certify_config(config.method[part])
+            assert noisy is not None
+            planned = dataclasses.replace(training, phase=name, reads=("retain",), sizes=(noisy.batch_size,))
+            phases.append(dataclasses.replace(scene.facts(planned), steps=noisy.steps))
+        else:
             phases.append(scene.facts(scene.planned(name)))
     answer = Tracer("fp32")  # as evaluation computes
     model = scene.model(answer)
@@ -156,7 +164,7 @@ class _Scene:
     def calibration(self) -> dict[str, float]:
         """See `MeasureAnswer`."""
         found = getattr(self._decoded(), "calibration", None)
-        if found is None or self._config.method.get(PHASES["calibrate"]) is None:
+        if found is None or self._config.method.get(PHASES["calibrate"]) in OFF:
             return {}
         return {"shadow_share": found.shadow_share if self._shadowed() else 0.0, "samples": found.samples}
 

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from pipeline.engine import universal
 from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
 from pipeline.engine.files import SHARD, guard_files
+from pipeline.engine.layout import pieces_of
+from pipeline.engine.noisy import NoisySteps
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.records import record
 
@@ -79,10 +81,18 @@ class Backend:
         engine: ZeRO stage and precision.
         optimizer: schedule and clipping.
         micro_batch: samples a rank gets per step, for DeepSpeed's bookkeeping.
+        noisy: makes an optimizer of noisy steps, which does its own clipping, instead of AdamW; see `arm`.
     """
 
     def __init__(
-        self, model: nn.Module, *, engine: EngineConfig, optimizer: OptimizerConfig, micro_batch: int, group: ProcessGroup
+        self,
+        model: nn.Module,
+        *,
+        engine: EngineConfig,
+        optimizer: OptimizerConfig,
+        micro_batch: int,
+        group: ProcessGroup,
+        noisy: Callable[[list[nn.Parameter]], NoisySteps] | None = None,
     ) -> None:
         deepspeed = quiet_deepspeed(engine)
         if not torch.distributed.is_initialized() and group.world_size == 1:
@@ -104,17 +114,25 @@ class Backend:
         exact = {n: p.detach().cpu().clone() for n, p in model.named_parameters()} if engine.precision == "bf16" else {}
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_clipping": optimizer.clip,
+            "gradient_clipping": 0.0 if noisy else optimizer.clip,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": engine.zero_stage, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {
+                "stage": engine.zero_stage,
+                "stage3_param_persistence_threshold": 0,
+                # Noisy steps are capped as one vector, so one call must move all of it.
+                **({"sub_group_size": 1 << 50} if noisy else {}),
+            },
             "bf16": {"enabled": engine.precision == "bf16"},
             "torch_autocast": {"enabled": engine.precision == "autocast", "dtype": "bfloat16"},
             "steps_per_print": 2**31,
         }
-        adam = torch.optim.AdamW(moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay)
+        self._noisy = noisy(moving) if noisy else None
+        moves = self._noisy or torch.optim.AdamW(
+            moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=moves, config=settings, dist_init_required=False)
         self._restore_masters(exact)
         self._written: list[str] = []
         guard_files(self.engine, group.rank, self._written)
@@ -169,6 +187,29 @@ class Backend:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine.step()
+
+    def arm(self, anchor: Mapping[str, Tensor] | None) -> None:
+        """Let the noisy steps begin; every rank must call.
+
+        Args:
+            anchor: centre of the balls, whole tensors by parameter name; None: zero.
+
+        Raises:
+            ConfigError: this engine keeps no fp32 masters.
+        """
+        assert self._noisy is not None
+        whole = self._config.zero_stage == 0  # every rank holds all of it
+        self._noisy.arm(pieces_of(self.engine, self._names, self._noisy), anchor, counts=not whole or self._group.rank == 0)
+
+    @property
+    def tally(self) -> dict[str, float]:
+        """What the noisy steps have measured so far; a checkpoint keeps it."""
+        return dict(self._noisy.tally) if self._noisy else {}
+
+    def recall(self, tally: Mapping[str, float]) -> None:
+        """Go on from a checkpoint's `tally`."""
+        if self._noisy:
+            self._noisy.tally = dict(tally)
 
     @contextlib.contextmanager
     def evaluating(self) -> Any:

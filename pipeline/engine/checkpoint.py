@@ -38,7 +38,8 @@ NAME = re.compile(r"step-\d+-[0-9a-f]{8}")
 
 @record
 class TrainState:
-    """Where a phase stands: steps done, sample gradients spent, samples seen and their keys digest, per stream."""
+    """Where a phase stands: steps done, sample gradients spent, samples seen and their keys digest, per stream; `tally`: what
+    noisy steps have measured."""
 
     step: int = 0
     sample_gradients: int = 0
@@ -46,6 +47,7 @@ class TrainState:
     seen: tuple[int, ...] = ()
     digests: tuple[str, ...] = ()
     measures: dict[str, float] = dataclasses.field(default_factory=dict)
+    tally: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @record

@@ -106,7 +106,7 @@ def _counted(state: TrainState, feed: Feed, group: ProcessGroup) -> TrainState:
 
 
 def _saved(state: TrainState, backend: Backend, feed: Feed, checkpoints: Checkpoints, group: ProcessGroup) -> TrainState:
-    state = _counted(state, feed, group)
+    state = dataclasses.replace(_counted(state, feed, group), tally=backend.tally)
     checkpoints.save(backend, state)
     return state
 
@@ -117,6 +117,7 @@ def _restored(backend: Backend, feed: Feed, checkpoints: Checkpoints, group: Pro
     if state is None:
         return _saved(TrainState(), backend, feed, checkpoints, group)
     feed.restore(state.seen, state.digests, group.rank)
+    backend.recall(state.tally)
     return state
 
 
@@ -125,4 +126,5 @@ def _last_good(spent: TrainState, backend: Backend, feed: Feed, checkpoints: Che
     state = checkpoints.restore(backend)
     assert state is not None  # _restored saved one
     feed.restore(state.seen, state.digests, group.rank)
+    backend.recall(state.tally)
     return dataclasses.replace(state, sample_gradients=spent.sample_gradients, seconds=spent.seconds)

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from pipeline.config import NotNegative, NotNegativeFloat, Positive, PositiveFloat
 from pipeline.data.stream import Batch
+from pipeline.errors import ConfigError
 from pipeline.methods.base import LossContext, Losses, PhasePlan, group_means, mean_loss, plain_loss
+from pipeline.privacy.mechanism import CertifyConfig, certify_config, mechanism_of
 from pipeline.records import record
 
 __all__ = ["AscentConfig", "CalibrationConfig", "Config", "Decouple", "RetentionConfig", "build"]
@@ -99,7 +101,20 @@ class Config:
     retained images alone. The first two read forget images during phase 2, which excludes a certificate."""
     calibration: CalibrationConfig = CalibrationConfig()
     forget: AscentConfig = AscentConfig()
+    certify: Literal["off", "noisy_retain", "projected", False] | CertifyConfig | None = None
+    """Noisy steps between the phases, which alone can earn a certificate: off, the name of a mechanism, or its settings. Needs
+    `retention: plain`."""
     retain: RetentionConfig = RetentionConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse a certified phase whose settings cannot work, or whose promise retention would break."""
+        certified = certify_config(self.certify)
+        if certified is None:
+            return
+        if self.retention != "plain":
+            message = f"method.certify with retention: {self.retention}, which reads forget images after the certified phase"
+            raise ConfigError(message, "set method.retention=plain, or method.certify=off")
+        mechanism_of(certified)
 
 
 class Decouple:

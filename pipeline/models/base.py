@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.draws import normal
 
-__all__ = ["ImageModel", "Want", "paste"]
+__all__ = ["ImageModel", "Want", "certified_weights", "paste"]
 
 Want = Literal["loss", "features", "prediction"]
 
@@ -87,6 +87,12 @@ class ImageModel(nn.Module, abc.ABC):
         """Write the weights as the model's own library saves them (`save_pretrained`); False if it has no such format."""
         del folder
         return False
+
+
+def certified_weights(model: ImageModel, trains: Literal["all", "bottleneck"]) -> list[str]:
+    """Names of the parameters that a certified phase puts noise on, in the model's order."""
+    inside = {id(parameter) for module in model.bottleneck() for parameter in module.parameters()}
+    return [name for name, parameter in model.named_parameters() if trains == "all" or id(parameter) in inside]
 
 
 def paste(answer_BCHW: Tensor, visible_BCHW: Tensor, region_B1HW: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What may be said of the released model, why no more, and what is expressly not claimed.
 
-An audit can refute a claim of forgetting, never certify one; so the words are always "measured; no certificate".
+An audit can refute a claim of forgetting, never certify one; so the words are "measured; no certificate", unless a certified
+phase earned a certificate by all its assumptions.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ __all__ = ["WORDS", "claims"]
 
 WORDS = "measured; no certificate"
 
+NO_GUARANTEE = "An (ε, δ) guarantee of any kind."
 NOT_CLAIMED = (
     "That no trace of the forgotten images is left: measurements can show a trace, never its absence.",
-    "An (ε, δ) guarantee of any kind.",
+    NO_GUARANTEE,
     "Resistance to attacks that were not run: relearning, extraction, poisoning, attacks with shadow models.",
     "That every single image is forgotten: the figures describe groups, and a group can look right while one image does not.",
     "That other files are clean: the source data, the original weights and earlier checkpoints still hold what they held.",
@@ -23,20 +25,47 @@ NOT_CLAIMED = (
 )
 
 
+BEYOND = (
+    "That the certificate covers anything but the last weights: this report and its figures were made with the forgotten images "
+    "at hand, and earlier files of the run hold what they held."
+)
+
+
 def claims(facts: dict[str, Any]) -> dict[str, Any]:
-    """`words`, `reasons` (why no certificate), `may_say` (measured statements), `not_claimed`, `limits` (of these tests)."""
+    """`tier` (C certified, A audited), `words`, `reasons` (why no certificate), `may_say` (measured statements), `not_claimed`,
+    `limits` (of these tests)."""
+    certificate = facts.get("certificate") or {}
+    granted = bool(certificate.get("granted"))
     return {
-        "words": WORDS,
-        "reasons": _reasons(facts),
+        "tier": "C" if granted else "A",
+        "words": _certified(certificate) if granted else WORDS,
+        "reasons": [] if granted else [*_withheld(certificate), *_reasons(facts)],
         "may_say": _may_say(facts),
         "limits": _limits(facts),
-        "not_claimed": list(NOT_CLAIMED),
+        "not_claimed": [
+            *([BEYOND] if granted else []),
+            *(text for text in NOT_CLAIMED if not (granted and text == NO_GUARANTEE)),
+        ],
     }
+
+
+def _certified(certificate: dict[str, Any]) -> str:
+    return (
+        f"certified at (ε = {certificate['epsilon']:.4g}, δ = {certificate['delta']:.3g}): the released weights, taken alone, "
+        f"can hardly be told from those of {certificate['reference']}"
+    )
+
+
+def _withheld(certificate: dict[str, Any]) -> list[str]:
+    failed = [item for item in certificate.get("assumptions", ()) if item["state"] == "failed"]
+    return [f"A certificate was asked for and is withheld. {item['name']}, {item['text']}." for item in failed]
 
 
 def _reasons(facts: dict[str, Any]) -> list[str]:
     if not any(phase["phase"] in ("forget", "retain") for phase in facts["done"]["phases"]):
         return ["The method moves no weight: the released model is the original, and holds what it held."]
+    if facts.get("certificate"):
+        return []  # its assumptions say it
     reasons = [
         "At best it can be shown how far unlearning moved the model from the original. Forgetting is about its distance "
         "to a model that never saw the images, and no bound covers that.",

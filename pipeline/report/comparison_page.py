@@ -13,7 +13,7 @@ from pipeline.report.tradeoff import Point, tradeoff
 
 __all__ = ["render"]
 
-PHASES: Mapping[str, str] = {"calibrate": "finds levels", "forget": "phase 1", "retain": "phase 2"}
+PHASES: Mapping[str, str] = {"calibrate": "finds levels", "forget": "phase 1", "certify": "noisy steps", "retain": "phase 2"}
 
 
 def render(facts: dict[str, Any], grids: Mapping[int, Mapping[str, bytes]]) -> str:

@@ -13,15 +13,15 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.decode import digest, plain
-from pipeline.records import Calibration, Evaluations, FileRef, Manifest, MetricResult, PhaseOutcome, Receipt
+from pipeline.records import Calibration, Certificate, Evaluations, FileRef, Manifest, MetricResult, PhaseOutcome, Receipt
 from pipeline.report.claims import claims
 from pipeline.report.headline import headline
 
 __all__ = ["FURTHER", "SPLITS", "SUBJECTS", "Evidence", "asked", "build_facts", "versions"]
 
 SUBJECTS = ("original", "unlearned", "retrained")
-PHASES = ("train", "retrain", "calibrate", "forget", "retain")
-UNLEARNING = ("calibrate", "forget", "retain")
+PHASES = ("train", "retrain", "calibrate", "forget", "certify", "retain")
+UNLEARNING = ("calibrate", "forget", "certify", "retain")
 FURTHER = ("kid_", "fd_", "fid_", "clip_", "cosine_", "lpips_like_", "class_score_", "inception_score")
 """Beginnings of the names of the extractors' figures, which a run may have besides."""
 VERSIONS = ("torch", "deepspeed", "accelerate", "torchmetrics", "numpy")
@@ -45,6 +45,8 @@ class Evidence:
     phases: Mapping[str, PhaseOutcome]
     receipts: Mapping[str, Receipt]
     weights: FileRef
+    certificate: Certificate | None = None
+    """None: the run has no certified phase."""
 
 
 def build_facts(evidence: Evidence) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def build_facts(evidence: Evidence) -> dict[str, Any]:
         "membership": _membership(evidence.evaluations),
         "utility": _utility(evidence.evaluations),
         "cost": _cost(evidence),
+        "certificate": plain(evidence.certificate) if evidence.certificate else None,
         "figures": [
             {"subject": item.subject, **plain(result)} for item in evidence.evaluations.evaluations for result in item.results
         ],

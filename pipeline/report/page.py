@@ -26,6 +26,7 @@ PHASE_TITLES: Mapping[str, str] = {
     "retrain": "Retraining, as reference",
     "calibrate": "Finding the levels",
     "forget": "Phase 1: forgetting",
+    "certify": "Noisy steps, for a certificate",
     "retain": "Phase 2: retention",
 }
 REASONS: Mapping[str, str] = {"budget": "all steps made"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import component
 from pipeline.chain import config_digest, inputs_of, read_receipt
@@ -26,6 +26,7 @@ from pipeline.engine.checkpoint import Checkpoints, TrainState, load_weights
 from pipeline.engine.distributed import ProcessGroup, group
 from pipeline.engine.guard import Guard
 from pipeline.engine.loop import fit
+from pipeline.engine.noisy import NoisySteps
 from pipeline.engine.probe import sample_losses
 from pipeline.engine.telemetry import Telemetry
 from pipeline.engine.watchdog import rest
@@ -155,11 +156,18 @@ class Phase:
         draws = self._model.probe_draws if self._model else getattr(model, "probe_draws", 1)
         return sample_losses(model, reader, rows, task=self.task, group=self.group, draws=draws)
 
-    def backend(self, model: ImageModel, feed: Feed, optimizer: OptimizerConfig) -> Backend:
-        """DeepSpeed around the model for this phase."""
+    def backend(
+        self,
+        model: ImageModel,
+        feed: Feed,
+        optimizer: OptimizerConfig,
+        noisy: Callable[[list[nn.Parameter]], NoisySteps] | None = None,
+    ) -> Backend:
+        """DeepSpeed around the model for this phase; with `noisy` for noisy steps."""
         self._model = model
         micro = sum(-(-stream.batch_size // self.group.world_size) for stream in feed.streams)
-        return Backend(model, engine=self.job.config.engine, optimizer=optimizer, micro_batch=micro, group=self.group)
+        engine = self.job.config.engine
+        return Backend(model, engine=engine, optimizer=optimizer, micro_batch=micro, group=self.group, noisy=noisy)
 
     def fit(self, backend: Backend, feed: Feed, loss: Callable[..., Any], *, steps: int, guard: Guard) -> tuple[TrainState, str]:
         """Run the loop to its end and publish the metrics."""

@@ -6,16 +6,18 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.chain import read_receipt
+from pipeline.chain import read_receipt, weights_before
 from pipeline.decode import canonical
 from pipeline.errors import IntegrityError, StorageError
-from pipeline.records import Calibration, Evaluations, FileRef, PhaseOutcome
+from pipeline.privacy.certificate import judge
+from pipeline.privacy.mechanism import certify_config
+from pipeline.records import Calibration, Certificate, Evaluations, FileRef, NoisyMeasures, PhaseOutcome, Receipt
 from pipeline.report import card, page
 from pipeline.report.facts import PHASES, Evidence, build_facts
 from pipeline.stages.runner import Job, Result, read_manifest, read_record
@@ -44,6 +46,7 @@ def run(job: Job) -> Result:
         phases=phases,
         receipts=receipts,
         weights=_copy_weights(job, published),
+        certificate=_certificate(job, receipts),
     )
     facts = build_facts(evidence)
     material = _material(job, published)
@@ -57,6 +60,17 @@ def run(job: Job) -> Result:
         publish_bytes(job.path(name), content)
     outputs = ("weights/model.safetensors", *files, *_copy_exported(job, published))
     return Result(outputs=outputs, facts={"headline": facts["headline"]})
+
+
+def _certificate(job: Job, receipts: Mapping[str, Receipt]) -> Certificate | None:
+    """What the certified phase earned, or why it earned nothing; None: the run has none."""
+    config = certify_config(job.config.method.get("certify"))
+    if config is None or "certify" not in receipts:
+        return None
+    retain = receipts.get("retain")
+    reads = () if retain is None else ("retain", *(["forget"] if retain.facts.get("reads_forget", True) else []))
+    measures = read_record(job, NoisyMeasures, "certify.json")
+    return judge(config, measures, read_manifest(job), retention_reads=reads)
 
 
 def render_again(job: Job, *, without: Collection[str]) -> FileRef:
@@ -104,7 +118,7 @@ def _copy_checked(job: Job, published: dict[str, FileRef], uri: str, name: str) 
 
 def _last_weights(job: Job) -> str:
     """The weights of the method's last phase; of a method without one, the original's."""
-    name = "unlearned" if "retain" in job.spec.needs else "forgotten" if "forget" in job.spec.needs else "original"
+    name = weights_before(job.spec)[1]
     return f"checkpoints/{name}/model.safetensors"
 
 

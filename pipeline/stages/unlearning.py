@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from pipeline import component
+from pipeline.chain import weights_before
 from pipeline.data.samples import Samples
 from pipeline.data.stream import Batch, Feed
 from pipeline.engine.backend import OptimizerConfig
@@ -50,8 +51,7 @@ class Opened:
         if plan.start == "random":
             return self.phase.model()
         job = self.phase.job
-        before = [name for name in job.spec.needs if name.startswith("forget")]
-        model = self.phase.loaded(before[0], "forgotten") if before else self.phase.loaded("train", "original")
+        model = self.phase.loaded(*weights_before(job.spec))
         model.prepare_unlearning()
         return model
 

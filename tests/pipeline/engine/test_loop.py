@@ -36,6 +36,10 @@ class Backend:
 
     def __init__(self, bad_at: int = -1) -> None:
         self.weight, self.bad_at, self.model = 0, bad_at, None
+        self.tally: dict[str, float] = {}
+
+    def recall(self, tally: Mapping[str, float]) -> None:
+        self.tally = dict(tally)
 
     def backward(self, loss: Tensor) -> Tensor:
         return torch.tensor(float(self.weight == self.bad_at))
