@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from launch import cli_audit, cli_jobs
 from launch.answering import AsJson, Overrides, Run, answering
-from launch.cli_jobs import add_to
 from pipeline.errors import IntegrityError
 
 __all__ = ["app", "main"]
@@ -364,7 +364,8 @@ def verify(
             print("receipts and digests intact; unsigned")
 
 
-add_to(app)
+cli_jobs.add_to(app)
+cli_audit.add_to(app)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pipeline.records import RequestBatch, record
 
 __all__ = [
     "ACTS",
+    "AuditOrder",
     "BatchOrder",
     "Budget",
     "CompareAnswer",
@@ -325,6 +326,15 @@ class PriceAnswer:
 
 
 @record
+class AuditOrder:
+    """Attack the models of a finished run, with at most `samples` forget images of each group."""
+
+    config: RunConfig
+    folder: str
+    samples: int
+
+
+@record
 class Series:
     """One line of a picture: (x, y) points, and the x up to which the run's own settings allow it."""
 
@@ -368,5 +378,6 @@ ACTS: Mapping[str, type[Any]] = {
     "probe": ProbeOrder,
     "picture": PictureOrder,
     "price": PriceOrder,
+    "audit": AuditOrder,
 }
 """The order that each act takes."""

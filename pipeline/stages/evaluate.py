@@ -41,7 +41,7 @@ from pipeline.stages.runner import Job, Result, read_manifest
 from pipeline.stages.seeing import Eyes, Seen
 from pipeline.storage import publish, publish_bytes
 
-__all__ = ["run"]
+__all__ = ["load_subjects", "run"]
 
 log = logging.getLogger("unlearn")
 
@@ -58,7 +58,7 @@ def run(job: Job) -> Result:
         CheckpointError: a model answers with values that are not finite.
     """
     ranks, manifest, config = group(), read_manifest(job), job.config
-    models = _models(job, ranks.device)
+    models, _ = load_subjects(job, ranks.device)
     shape = next(iter(models.values()))
     tables = {name: read_samples(job.folder, manifest, name) for name in SOURCES}
     # Of a retain split of any size, only the rows of as many images as are measured are read.
@@ -117,9 +117,9 @@ def _export(job: Job, models: Mapping[str, ImageModel]) -> list[str]:
     return names
 
 
-def _models(job: Job, device: torch.device) -> dict[str, ImageModel]:
-    """Subjects in the order of SUBJECTS, those with published weights, ready to answer."""
-    models = {}
+def load_subjects(job: Job, device: torch.device) -> tuple[dict[str, ImageModel], dict[str, str]]:
+    """Subjects in the order of SUBJECTS, those with published weights, ready to answer; and the sha256 of their weights."""
+    models, marks = {}, {}
     for subject, (stage_name, uri) in _writers(job).items():
         ref = _published(job, stage_name, uri)
         if ref is None and subject == REFERENCE:
@@ -129,8 +129,8 @@ def _models(job: Job, device: torch.device) -> dict[str, ImageModel]:
             raise StorageError(f"{job.path(uri)}: no finished stage wrote it", "run the chain from its start")
         model: ImageModel = component.build("model", job.config.model)
         load_weights(model, job.path(uri), ref.sha256)
-        models[subject] = model.to(device).eval()
-    return models
+        models[subject], marks[subject] = model.to(device).eval(), ref.sha256
+    return models, marks
 
 
 def _writers(job: Job) -> dict[str, tuple[str, str]]:
@@ -142,7 +142,7 @@ def _writers(job: Job) -> dict[str, tuple[str, str]]:
     for variant in job.config.methods or [""]:
         folder, ending = (f"methods/{variant}/", f".{variant}") if variant else ("", "")
         subject, writer = variant or "unlearned", found["original"]
-        for stage_name, weights in (("forget", "forgotten"), ("retain", "unlearned")):
+        for stage_name, weights in (("forget", "forgotten"), ("certify", "certified"), ("retain", "unlearned")):
             if stage_name + ending in job.spec.needs:
                 writer = (stage_name + ending, f"{folder}checkpoints/{weights}/model.safetensors")
         found[subject] = writer

@@ -65,9 +65,9 @@ def test_missing_stages_are_named(finished: Path) -> None:
 
 
 def test_an_unknown_receipt_is_named(finished: Path) -> None:
-    (finished / "receipts/certify.json").write_text("{}")
+    (finished / "receipts/certificate.json").write_text("{}")
     (fault,) = verify(str(finished)).faults
-    assert "certify.json: not a receipt of any stage" in fault
+    assert "certificate.json: not a receipt of any stage" in fault
 
 
 def test_a_resealed_receipt_does_not_fit_its_successors(finished: Path) -> None:

@@ -1,0 +1,65 @@
+"""The command that attacks a finished run. What it needs is imported inside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.answering import AsJson, Overrides, Run, answering
+
+if TYPE_CHECKING:
+    from pipeline.findings import Audit
+
+__all__ = ["add_to", "finding_rows"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the application this command."""
+    app.command()(audit)
+
+
+def audit(
+    run: Run,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option("--samples", min=16, help="Forget images of each group to attack at most.")] = 400,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a finished run's models: relearning, a second decoder, extraction, beside the retrained model."""
+    with answering():
+        from launch.acts import carry_out
+        from launch.local import refuse_erased, refuse_other_batch
+        from launch.show import print_json, print_table
+        from pipeline.config import read_batch, resolve, run_folder
+        from pipeline.errors import GateFailed
+        from pipeline.findings import Audit
+        from pipeline.orders import AuditOrder
+        from pipeline.requests import batch_digest
+
+        config = dataclasses.replace(resolve(run, overrides), methods={})
+        batch = read_batch(config)
+        folder = run_folder(config, batch)
+        refuse_other_batch(folder, batch_digest(batch))
+        refuse_erased(folder)
+        found = carry_out("audit", AuditOrder(config=config, folder=folder, samples=samples), Audit, to_stderr=as_json)
+        if as_json:
+            print_json(found)
+        else:
+            print_table(*finding_rows(found))
+            print(f"\n{found.words}\naudit: {folder}/audit.json")
+        if found.passed is False:
+            raise GateFailed(f"audit: {found.words}", "see the table; a verdict that fails is a result, and nothing was changed")
+
+
+def finding_rows(audit: Audit) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table of findings."""
+    rows = []
+    for item in audit.findings:
+        known = item.value is not None and item.low is not None and item.high is not None
+        figure = f"{item.value:+.3f} ({item.low:+.3f} to {item.high:+.3f})" if known else "not computed"
+        kept = "-" if item.kept_low is None else f"{item.kept_low:+.3f} to {item.kept_high:+.3f}"
+        rows.append(
+            [item.attack, item.group, item.subject, figure, kept, str(item.samples), item.says, item.note or item.measure]
+        )
+    return ["attack", "group", "model", "beside retrained", "on unseen kept images", "images", "says", "what it is"], rows
