@@ -161,7 +161,8 @@ def _contend(folder: str, log: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            with owning(folder, lease_seconds=LEASE, patience=0.05):
+            # Nobody dies here, so no lease need end; a short one would, whenever the machine stands still for a moment.
+            with owning(folder, lease_seconds=60, patience=0.05):
                 with open(log, "a") as stream:
                     stream.write(f"in {os.getpid()}\n")
                     stream.flush()

@@ -151,11 +151,11 @@ def test_a_peer_that_is_gone_is_told_from_a_bug(fault: Exception, expected: bool
 
 
 def _limit() -> str:
-    join_group(timeout_seconds=7)
+    join_group(timeout_seconds=70)  # ranks that start side by side on a busy machine can be seconds apart
     made = torch.distributed.new_group([0, 1])
     return str(made._get_backend(torch.device("cpu")).options._timeout)
 
 
 @pytest.mark.distributed
 def test_groups_that_libraries_make_have_the_time_limit_too() -> None:
-    assert run_distributed(_limit) == ["0:00:07", "0:00:07"]
+    assert run_distributed(_limit) == ["0:01:10", "0:01:10"]
