@@ -175,6 +175,21 @@ def test_every_image_is_taught_once_a_pass_with_new_draws_and_probed_with_the_sa
     assert probed[0] == JUDGED.draws_B[:4].tolist() and probed[1] != probed[0]
 
 
+def test_images_are_not_probed_with_draws_that_they_were_taught_with() -> None:
+    Counting.seen = []
+    noisy = Counting(Config(image_size=SIZE, channels=1, width=8, latent=32))
+    relearning_losses(noisy, TAUGHT, TAUGHT, Attack(steps=4, every=4), seed=0)
+    taught, probed = ({draw for graded, draws in Counting.seen if graded == which for draw in draws} for which in (True, False))
+    assert len(taught) == 4 * 8 and len(probed) == 3 * 8 and not taught & probed
+
+
+def test_a_model_left_in_training_mode_is_attacked_without_dropout() -> None:
+    model = build(Config(image_size=SIZE, channels=1, width=8, latent=32))
+    model.down.append(torch.nn.Dropout(0.5))
+    one, other = (relearning_losses(model.train(mode), TAUGHT, JUDGED, ATTACK, 0) for mode in (True, False))
+    assert np.array_equal(one, other)
+
+
 def test_batches_are_passes_over_all_taught_images() -> None:
     marks: list[float] = []
 
