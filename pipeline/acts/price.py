@@ -76,7 +76,8 @@ def _losses(
         return None, None, 0
     reader = phase.reader(unseen, model)
     before = float(phase.losses(model, reader, rows).mean())
-    centre = centre_of(config, phase.model(), base_of(phase, config))
+    given = centre_of(config, phase.model(), base_of(phase, config))
+    centre = {name: tensor.to(phase.group.device) for name, tensor in given.items()}
     kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     apart = math.sqrt(sum(float((kept[name] - centre.get(name, 0.0)).double().square().sum()) for name in names))
     shrunk = min(1.0, config.radius / apart) if apart else 1.0

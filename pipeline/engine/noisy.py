@@ -58,6 +58,10 @@ class NoisySteps(torch.optim.Optimizer):
             counts: whether this rank's pieces count in sums; where all ranks hold the same, those of one do.
         """
         self._pieces, self._counts = pieces, counts
+        for piece in pieces:
+            # No moments are kept, but DeepSpeed's checkpoints for another number of ranks know no optimizer without Adam's.
+            zeros = {name: torch.zeros_like(piece.owner) for name in ("exp_avg", "exp_avg_sq")}
+            self.state.setdefault(piece.owner, {"step": torch.tensor(0.0), **zeros})
         self._anchors = [_part(anchor[piece.name], piece) if anchor else torch.zeros_like(piece.master) for piece in pieces]
 
     @torch.no_grad()

@@ -24,12 +24,13 @@ figures hold up to an epsilon of some thousands."""
 
 @record
 class Account:
-    """What a mechanism costs: `epsilon` at `delta` is the figure of record, `formula` our own, `library` its name and version."""
+    """What a mechanism costs: `epsilon` at `delta` is the figure of record, `formula` our own, `made_by` the accountant's name and
+    version."""
 
     epsilon: float
     delta: float
     formula: float
-    library: str
+    made_by: str
 
 
 def library() -> Any:
@@ -64,5 +65,5 @@ def account(mu: float, delta: float) -> Account:
     if not math.isclose(found, ours, rel_tol=AGREEMENT, abs_tol=AGREEMENT):
         raise ValueError(f"dp-accounting says epsilon {found}, the formula {ours}, at mu {mu}, delta {delta}")
     return Account(
-        epsilon=found, delta=delta, formula=ours, library=f"dp-accounting {importlib.metadata.version('dp-accounting')}"
+        epsilon=found, delta=delta, formula=ours, made_by=f"dp-accounting {importlib.metadata.version('dp-accounting')}"
     )

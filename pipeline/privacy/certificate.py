@@ -96,7 +96,7 @@ def _account(config: CertifyConfig, mechanism: Mechanism, measures: NoisyMeasure
         epsilon = mechanism.projected_epsilon(config.delta, measures.steps)
         return epsilon, epsilon, "formula of Koloskova et al. 2025 (no library has it)"
     figure = account(mechanism.mu(measures.steps), config.delta)
-    return figure.epsilon, figure.formula, figure.library
+    return figure.epsilon, figure.formula, figure.made_by
 
 
 def _reference(config: CertifyConfig) -> str:

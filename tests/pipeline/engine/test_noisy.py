@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import Backend, OptimizerConfig
+from pipeline.engine.checkpoint import Checkpoints, TrainState
 from pipeline.engine.distributed import group
 from pipeline.engine.noisy import NoisySteps
 from pipeline.models.autoencoder import Config, build
@@ -77,11 +79,8 @@ def reference(rule: Mechanism, steps: int) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in moved.named_parameters()}
 
 
-def noisy(
-    stage: int, precision: str, rule: Mechanism = RULE, steps: int = 3, bad: float = 0.0
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    ranks = group()
-    source = SecretNoise(KEY)
+def armed(stage: int, precision: str = "fp32", rule: Mechanism = RULE) -> Backend:
+    ranks, source = group(), SecretNoise(KEY)
     backend = Backend(
         model(),
         engine=EngineConfig(zero_stage=stage, precision=precision),
@@ -91,10 +90,21 @@ def noisy(
         noisy=lambda moving: NoisySteps(moving, mechanism=rule, noise=source, sum=ranks.sum),
     )
     backend.arm(dict(model(seed=1).named_parameters()))
-    for step in range(steps):
-        images, region = batch(step, ranks.rank, ranks.world_size)
-        backend.backward(loss(backend.model, images, region) * (ranks.world_size / BATCH) * (bad or 1.0))
-        backend.step(step)
+    return backend
+
+
+def take(backend: Backend, step: int, scale: float = 1.0) -> None:
+    """A step whose loss this rank scales."""
+    ranks = group()
+    images, region = batch(step, ranks.rank, ranks.world_size)
+    backend.backward(loss(backend.model, images, region) * (scale * ranks.world_size / BATCH))
+    backend.step(step)
+
+
+def noisy(stage: int, precision: str, rule: Mechanism = RULE) -> tuple[dict[str, Tensor], dict[str, float]]:
+    backend = armed(stage, precision, rule)
+    for step in range(3):
+        take(backend, step)
     answer = backend.weights(), backend.tally
     backend.close()
     return answer
@@ -151,31 +161,14 @@ def test_projected_steps_end_in_the_ball() -> None:
 
 
 def refused(stage: int, bad: float) -> str:
-    given = {name: parameter.detach().clone() for name, parameter in model().named_parameters()}
-    ranks = group()
-    backend = Backend(
-        model(),
-        engine=EngineConfig(zero_stage=stage),
-        optimizer=OptimizerConfig(learning_rate=1.0, steps=8, decay=False),
-        micro_batch=BATCH // ranks.world_size,
-        group=ranks,
-        noisy=lambda moving: NoisySteps(moving, mechanism=RULE, noise=SecretNoise(KEY), sum=ranks.sum),
-    )
-    backend.arm(None)
-    images, region = batch(0, ranks.rank, ranks.world_size)
-    # On one rank only, as it happens.
-    scale = bad if ranks.rank == 0 else 1.0
-    count = float(backend.backward(loss(backend.model, images, region) * scale))
-    try:
-        backend.step(0)
-    except FloatingPointError as error:
-        assert "the gradient has no finite length; no weight was moved" in str(error)
-    # Where DeepSpeed finds it first, it leaves the step out; either way none is counted, which withholds the certificate.
-    found = backend.tally.get("steps", 0.0)
-    weights: dict[str, Any] = backend.weights()
-    same = all(torch.equal(weights[name], given[name]) for name in given)
+    backend = armed(stage)
+    given = backend.weights()
+    # On one rank only, as it happens. Where DeepSpeed finds it first, it leaves the step out instead of us.
+    with contextlib.suppress(FloatingPointError):
+        take(backend, 0, bad if group().rank == 0 else 1.0)
+    weights, steps = backend.weights(), backend.tally.get("steps", 0.0)
     backend.close()
-    return f"{count > 0} {same} {found}"
+    return f"{all(torch.equal(weights[name], given[name]) for name in given)} {steps}"
 
 
 def all_refused() -> list[str]:
@@ -184,5 +177,40 @@ def all_refused() -> list[str]:
 
 @pytest.mark.distributed
 def test_what_is_not_finite_moves_nothing_and_turns_no_sign() -> None:
-    for rank, found in enumerate(run_distributed(all_refused, 2)):
-        assert found == [f"{rank == 0} True 0.0"] * 8
+    """A step that is not counted withholds the certificate."""
+    for found in run_distributed(all_refused, 2):
+        assert found == ["True 0.0"] * 8
+
+
+def half_way(folder: str) -> None:
+    for stage in range(4):
+        backend = armed(stage)
+        for step in range(2):
+            take(backend, step)
+        state = TrainState(step=2, tally=backend.tally)
+        Checkpoints(folder, f"stage{stage}", config_digest="same", group=group()).save(backend, state)
+        backend.close()
+
+
+def other_half(folder: str) -> list[tuple[dict[str, Tensor], dict[str, float]]]:
+    found = []
+    for stage in range(4):
+        backend = armed(stage)
+        state = Checkpoints(folder, f"stage{stage}", config_digest="same", group=group()).restore(backend)
+        assert state is not None and state.step == 2
+        backend.recall(state.tally)
+        take(backend, 2)
+        found.append((backend.weights(), backend.tally))
+        backend.close()
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_interrupted_steps_go_on_at_any_number_of_ranks(tmp_path: Path, before: int, after: int) -> None:
+    wanted = reference(RULE, 3)
+    run_distributed(half_way, before, str(tmp_path))
+    for stage, (weights, tally) in enumerate(run_distributed(other_half, after, str(tmp_path))[0]):
+        assert tally["steps"] == 3 and 0 < tally["start_norm"] <= RULE.radius
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-6, msg=f"stage {stage}: {name}")

@@ -29,7 +29,7 @@ def test_library_and_formula_agree_on_a_grid(delta: float) -> None:
 
 def test_the_figure_names_its_library() -> None:
     found = account(1.0, 1e-5)
-    assert found.library.startswith("dp-accounting ")
+    assert found.made_by.startswith("dp-accounting ")
     assert 4 < found.epsilon < 5
 
 
