@@ -24,8 +24,8 @@ figures hold up to an epsilon of some thousands."""
 
 @record
 class Account:
-    """What a mechanism costs: `epsilon` at `delta` is the figure of record, `formula` our own, `made_by` the accountant's name and
-    version."""
+    """What a mechanism costs: `epsilon` at `delta` is the figure of record, `formula` our own, `made_by` the accountant's name
+    and version."""
 
     epsilon: float
     delta: float
