@@ -6,6 +6,7 @@ phase earned a certificate by all its assumptions.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pipeline.report.numbers import between, count, decimals, ratio
@@ -14,6 +15,8 @@ __all__ = ["WORDS", "claims"]
 
 WORDS = "measured; no certificate"
 
+WEAK = 10.0
+"""Epsilons above this are called weak."""
 NO_GUARANTEE = "An (ε, δ) guarantee of any kind."
 NOT_CLAIMED = (
     "That no trace of the forgotten images is left: measurements can show a trace, never its absence.",
@@ -51,8 +54,8 @@ def claims(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _certified(certificate: dict[str, Any]) -> str:
     return (
-        f"certified at (ε = {certificate['epsilon']:.4g}, δ = {certificate['delta']:.3g}): the released weights, taken alone, "
-        f"can hardly be told from those of {certificate['reference']}"
+        f"certified at (ε = {certificate['epsilon']:.4g}, δ = {certificate['delta']:.3g}), for the released weights taken alone, "
+        f"with respect to {certificate['reference']}"
     )
 
 
@@ -99,8 +102,28 @@ def _may_say(facts: dict[str, Any]) -> list[str]:
     return said
 
 
+def _price(facts: dict[str, Any]) -> list[str]:
+    """What a certificate's figures mean, and what it cost."""
+    certificate = facts.get("certificate") or {}
+    if not certificate.get("granted"):
+        return []
+    epsilon = certificate["epsilon"]
+    times = f"{math.exp(epsilon):,.3g}" if epsilon < 100 else f"10^{epsilon / math.log(10):.0f}"
+    said = [
+        f"ε = {epsilon:.4g} allows that what is seen of the weights is e^ε = {times} times as likely as it would be without the "
+        f"forgotten images{'' if epsilon <= WEAK else ': so large an ε promises next to nothing'}."
+    ]
+    for row in facts.get("table", ()):
+        before, after = row["original"]["error"], row["unlearned"]["error"]
+        if row["split"] == "unseen_retain" and before and after is not None:
+            said.append(
+                f"The noise has its price: on unseen images of kept kinds the error is {ratio(after / before)} the original’s."
+            )
+    return said
+
+
 def _limits(facts: dict[str, Any]) -> list[str]:
-    limits = []
+    limits = _price(facts)
     if facts["utility"]["unlearned"]["value"] is None:
         limits.append("Nothing was compared with a retrained model, so the main test of forgetting is missing.")
     else:

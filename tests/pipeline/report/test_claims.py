@@ -32,3 +32,29 @@ def test_a_test_that_is_blind_is_called_blind():
     assert any("little to forget" in line for line in made["limits"])
     assert any("main test of forgetting is missing" in line for line in made["limits"])
     assert len(made["may_say"]) == 2
+
+
+CERTIFICATE = {
+    "granted": True,
+    "epsilon": 8.0,
+    "delta": 1e-5,
+    "reference": "the same steps",
+    "assumptions": [{"name": "A10", "state": "failed", "text": "nobody declared it"}],
+}
+ROW = {"split": "unseen_retain", "group": "", "original": {"error": 0.04}, "unlearned": {"error": 0.36}}
+
+
+def test_a_certificate_says_what_its_epsilon_allows_and_what_it_cost():
+    made = claims({**facts("plain", 0.4), "certificate": CERTIFICATE, "table": [ROW]})
+    assert made["tier"] == "C" and made["words"].startswith("certified at (ε = 8, δ = 1e-05)") and not made["reasons"]
+    assert any("2.98e+03 times as likely" in line for line in made["limits"])
+    assert any("9.000×" in line for line in made["limits"])
+    weak = claims({**facts("plain", 0.4), "certificate": {**CERTIFICATE, "epsilon": 1000.0}, "table": []})
+    assert any("10^434 times" in line and "next to nothing" in line for line in weak["limits"])
+
+
+def test_a_certificate_that_is_withheld_names_the_assumption_and_no_epsilon():
+    made = claims({**facts("plain", 0.4), "certificate": {**CERTIFICATE, "granted": False}, "table": [ROW]})
+    assert made["tier"] == "A" and made["words"] == "measured; no certificate"
+    assert made["reasons"] == ["A certificate was asked for and is withheld. A10, nobody declared it."]
+    assert not any("ε =" in line for line in (*made["limits"], *made["reasons"]))
