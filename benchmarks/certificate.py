@@ -1,6 +1,6 @@
 """What a certificate costs in quality: unseen-retain error against epsilon, for noise on all weights and on a bottleneck alone.
 
-    python benchmarks/certificate.py --seeds 0 1 2 --epsilons 1 8 50 200 1000        about half an hour
+    python benchmarks/certificate.py --seeds 0 1 2 --epsilons 1 8 50 200 1000        about three quarters of an hour
 
 One original a seed forgets a class of Fashion-MNIST: ascent, then noisy steps, then for all the same plain retention. Two kinds
 of rows need no noise and are the measure of the others, because they are exact: the same retention begun at the anchor (random
