@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline.records import record
 
-__all__ = ["Audit", "Finding", "Says"]
+__all__ = ["Audit", "Finding", "Found", "Says", "Series"]
 
 Says = Literal["still there", "over-forgotten", "not told apart", "no power", "not computed"]
 
@@ -31,7 +31,38 @@ class Finding:
     """The same attack on kept images that no model was trained on: the difference between two trainings. None: not measured."""
     kept_high: float | None = None
     samples: int = 0
+    epsilon_low: float | None = None
+    """Largest epsilon that the attack refutes at the audit's confidence; None: the attack bounds no epsilon."""
     note: str = ""
+
+
+@record
+class Series:
+    """The figures behind a finding, for its pictures: ROC curve and null distribution.
+
+    own: a score of each image in the model under attack (or of images that it was trained on) · other: what these are told from,
+    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of the
+    attack's statistic where nothing is left to find · observed: the statistic itself.
+    """
+
+    attack: str
+    group: str
+    subject: str
+    score: str
+    """What one score is, in words for an axis."""
+    own: tuple[float, ...]
+    other: tuple[float, ...]
+    statistic: str = ""
+    null: tuple[float, ...] = ()
+    observed: float | None = None
+
+
+@record
+class Found:
+    """What one attack found of one group, and the figures behind it."""
+
+    findings: tuple[Finding, ...]
+    series: tuple[Series, ...] = ()
 
 
 @record
