@@ -136,4 +136,5 @@ def erasure_lines(proof: Erasure, folder: str) -> list[str]:
     size = size_text(sum(item.bytes for item in proof.removed))
     done = f"erased {proof.images} images: {len(proof.removed)} versions of files, {size}, are gone and were looked for again"
     left = [f"not removed here: {text}" for text in proof.remaining]
-    return [done, *left, f"source generation {proof.generation}; proof: {folder}/erasure.json"]
+    tier = "what may be claimed of the data (tier D): removed from storage; models that saw the images still contain it"
+    return [done, *left, tier, f"source generation {proof.generation}; proof: {folder}/erasure.json"]

@@ -66,7 +66,7 @@ def run(
 ) -> None:
     """Run the whole chain on this machine, or with other nodes; go on where it stopped."""
     with answering():
-        from launch.local import read_report, run_chain
+        from launch.local import read_report, refuse_failed, run_chain
         from launch.node_run import dry_run, given_nodes, run_on_nodes
         from launch.show import print_json, print_table, report_rows
         from pipeline.config import read_batch, resolve
@@ -94,7 +94,9 @@ def run(
         page = join(outcome.folder, "report.html")
         if as_json:
             facts: dict[str, Any] = {"folder": outcome.folder, "report": page, "ran": outcome.ran, "up_to_date": outcome.current}
-            print_json({**facts, "headline": report.get("headline", []), "table": report.get("table", [])})
+            verdict = report.get("verdict")
+            print_json({**facts, "headline": report.get("headline", []), "table": report.get("table", []), "verdict": verdict})
+            refuse_failed(report)
             return
         if not outcome.ran:
             print(f"nothing to do: all {len(outcome.current)} stages are up to date")
@@ -104,6 +106,7 @@ def run(
         for line in report.get("headline", []):
             print(line)
         print(f"report: {page}")
+        refuse_failed(report)
 
 
 @app.command("stage")

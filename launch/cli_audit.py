@@ -47,9 +47,12 @@ def audit(
             print_json(found)
         else:
             print_table(*finding_rows(found))
-            print(f"\n{found.words}\naudit: {folder}/audit.json")
-        if found.passed is False:
-            raise GateFailed(f"audit: {found.words}", "see the table; a verdict that fails is a result, and nothing was changed")
+            print(f"\n{found.words}\nverdict: {found.verdict.words}\naudit: {folder}/audit.json")
+        if found.verdict.outcome == "failed":
+            raise GateFailed(
+                f"audit: the verdict {found.verdict.words}: {found.words}",
+                "see the table; a verdict that fails is a result, and nothing was changed",
+            )
 
 
 def finding_rows(audit: Audit) -> tuple[list[str], list[list[str]]]:

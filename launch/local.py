@@ -38,6 +38,7 @@ __all__ = [
     "prepare_folder",
     "read_report",
     "refuse_erased",
+    "refuse_failed",
     "refuse_other_batch",
     "remove_parts",
     "run_chain",
@@ -258,3 +259,20 @@ def read_report(folder: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise IntegrityError(f"{uri}: not a report", "remove receipts/release.json and run again")
     return content
+
+
+def refuse_failed(report: dict[str, Any]) -> None:
+    """Raise GateFailed where the verdict failed, with the rules that were broken."""
+    verdict = report.get("verdict") or {}
+    if verdict.get("outcome") != "failed":
+        return
+    broken = [rule for rule in verdict["rules"] if rule["state"] == "broken"]
+    lines = [
+        f"{rule['metric']}: {rule['value']:.4g}, and the rule is {rule['bound']} ({rule['reason']})"
+        if isinstance(rule["value"], float)
+        else f"{rule['metric']}: {rule['value'] or 'none'}, and the rule is {rule['bound']} ({rule['reason']})"
+        for rule in broken
+    ]
+    raise GateFailed(
+        "\n  ".join(["the verdict failed", *lines]), "the report says what was measured; the rules are the run's `verdict`"
+    )

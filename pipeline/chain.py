@@ -72,7 +72,7 @@ CHAIN: tuple[StageSpec, ...] = (
         "release",
         "weights, card, report",
         "shard train retrain calibrate forget certify retain evaluate",
-        ("name", "model", "task", "method", "evaluation", "train", "engine", "source"),
+        ("name", "model", "task", "method", "evaluation", "train", "engine", "source", "verdict"),
         False,
     ),
 )

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from pipeline.component import GROUPS
 from pipeline.decode import closest, decode, digest, plain
 from pipeline.errors import ConfigError
+from pipeline.findings import AUDITED, MEASURED, TIERS
 from pipeline.layers import (
     CONFIGS,
     assignments,
@@ -27,6 +28,7 @@ from pipeline.layers import (
     packaged,
     packaged_section,
     read_yaml,
+    rules_section,
 )
 from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest, parse, read_requests
@@ -43,6 +45,7 @@ __all__ = [
     "Positive",
     "PositiveFloat",
     "ReadingConfig",
+    "RuleConfig",
     "RunConfig",
     "ShardsConfig",
     "Share",
@@ -177,6 +180,20 @@ class EvaluationConfig:
 
 
 @record
+class RuleConfig:
+    """One rule of the verdict; its name is what it is about."""
+
+    at_most: float | None = None
+    """Largest value that is kept."""
+    at_least: float | Literal["E", "C", "A", "D"] | None = None
+    """Smallest value that is kept; of `tier` the weakest tier."""
+    by: Literal["value", "interval"] = "value"
+    """What must keep the bound: the figure, or its whole interval."""
+    reason: str
+    """Why there is this rule; it is printed beside the outcome."""
+
+
+@record
 class LaunchConfig:
     """Processes on this machine."""
 
@@ -220,6 +237,8 @@ class RunConfig:
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     launch: LaunchConfig = LaunchConfig()
+    verdict: Mapping[str, RuleConfig] = dataclasses.field(default_factory=dict)
+    """What the released model must keep to pass: rules, or the name of a packaged set; empty: nothing is decided."""
     methods: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Methods that `unlearn compare` sets side by side, by name; empty: `method` alone."""
     embedded_requests: tuple[Mapping[str, Any], ...] = ()
@@ -250,6 +269,8 @@ def resolve(run: str, overrides: list[str] | None = None, *, compare: Sequence[s
         if isinstance(assigned[group], Mapping) and "component" in assigned[group]:
             given[group] = {}  # another part: the run file's fields are not its fields
     methods = named_methods(given.pop("methods", None), assigned.pop("methods", None), run)
+    if isinstance(given.get("verdict"), str) and isinstance(assigned.get("verdict"), Mapping):
+        given["verdict"] = rules_section(given["verdict"], run)  # one rule of a packaged set may be changed
     given = merge(given, assigned)
     unknown = sorted(set(given) - {field.name for field in dataclasses.fields(RunConfig)})
     if unknown:
@@ -258,6 +279,8 @@ def resolve(run: str, overrides: list[str] | None = None, *, compare: Sequence[s
     for group in GROUPS:
         if group in given:
             given[group] = packaged_section(group, given[group], run)
+    if "verdict" in given:
+        given["verdict"] = rules_section(given["verdict"], run)
     names = methods.asked or tuple(methods.sections) if compare is None else compared(methods, compare)
     given["methods"] = method_sections(methods, names, given.get("method"), run)
     if compare is not None and "method" not in given:
@@ -279,7 +302,22 @@ def _checked(config: RunConfig, where: str) -> RunConfig:
     safe = config.name.replace("-", "").replace("_", "").replace(".", "")
     if not (safe.isascii() and safe.isalnum()) or config.name.startswith("."):
         raise ConfigError(f"{where}: name: '{config.name}'", "use letters, digits, '-', '_' and '.'")
+    for metric, rule in config.verdict.items():
+        _refuse_rule(metric, rule, f"{where}: verdict.{metric}")
     return config
+
+
+def _refuse_rule(metric: str, rule: RuleConfig, where: str) -> None:
+    known = [*MEASURED, *AUDITED]
+    if metric not in known:
+        raise ConfigError(f"{where}: nothing of this name is measured", closest(metric, known))
+    if rule.at_most is None and rule.at_least is None:
+        raise ConfigError(f"{where}: a rule without a bound", "set at_most, at_least, or both")
+    if (metric == "tier") != isinstance(rule.at_least, str) or (metric == "tier" and rule.at_most is not None):
+        cure = f"write at_least: one of {', '.join(TIERS)}" if metric == "tier" else "write a number"
+        raise ConfigError(f"{where}: not a bound of this figure", cure)
+    if not rule.reason.strip():
+        raise ConfigError(f"{where}.reason: empty", "say why there is this rule: it is printed beside the outcome")
 
 
 def read_batch(config: RunConfig) -> RequestBatch:

@@ -1,12 +1,13 @@
-"""What an audit found, as records that pass between its worker and the command line."""
+"""What an audit found and what a verdict decided, as records that pass between workers, reports and the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pipeline.records import record
 
-__all__ = ["Audit", "Finding", "Found", "Says", "Series"]
+__all__ = ["AUDITED", "MEASURED", "TIERS", "Audit", "Finding", "Found", "Judged", "Says", "Series", "Tier", "Verdict"]
 
 Says = Literal["still there", "over-forgotten", "not told apart", "no power", "not computed"]
 
@@ -41,8 +42,8 @@ class Series:
     """The figures behind a finding, for its pictures: ROC curve and null distribution.
 
     own: a score of each image in the model under attack (or of images that it was trained on) · other: what these are told from,
-    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of the
-    attack's statistic where nothing is left to find · observed: the statistic itself.
+    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of
+    the attack's statistic where nothing is left to find · observed: the statistic itself.
     """
 
     attack: str
@@ -65,6 +66,63 @@ class Found:
     series: tuple[Series, ...] = ()
 
 
+Tier = Literal["E", "C", "A", "D", ""]
+TIERS: Mapping[str, str] = {"E": "exact", "C": "certified", "A": "audited", "D": "data only"}
+"""From the strongest to the weakest. An empty tier claims nothing."""
+MEASURED: Mapping[str, str] = {
+    "utility": "error on unseen images of kept kinds, over the retrained model's",
+    "kept": "error on unseen images of kept kinds, over the original's",
+    "distance": "KS distance to the retrained model's errors on forgotten images beyond what chance reaches, of the worst group",
+    "membership": "membership score on forgotten images minus the retrained model's, without sign, of the worst group",
+    "cost": "sample gradients, over those of retraining",
+    "epsilon": "certified epsilon",
+    "tier": "claim tier: E exact, C certified, A audited, D data only",
+}
+"""What a rule of a run's verdict can be about."""
+AUDITED: Mapping[str, str] = {
+    "attacks": "attacks that told the released model from the retrained one",
+    "epsilon_low": "largest epsilon that an attack refuted",
+    "blind": "attacks without the power to find the images in the original model",
+}
+"""What a rule can be about once the attacks have been run."""
+
+
+@record
+class Judged:
+    """One rule, and how it went. `bound` is the rule in words; `value` is what was measured, None where it was not computed."""
+
+    metric: str
+    bound: str
+    value: float | str | None
+    low: float | None = None
+    high: float | None = None
+    state: Literal["kept", "broken", "not computed"]
+    reason: str = ""
+    note: str = ""
+
+
+@record
+class Verdict:
+    """`passed` needs every rule kept; one broken is `failed`; `undecided`: none is broken, but one was not computed; `no rules`:
+    the configuration sets none, so nothing was decided."""
+
+    outcome: Literal["passed", "failed", "undecided", "no rules"]
+    rules: tuple[Judged, ...] = ()
+    schema: Literal["verdict/1"] = "verdict/1"
+
+    @property
+    def words(self) -> str:
+        """The outcome, and which rules made it."""
+        named = {
+            state: ", ".join(rule.metric for rule in self.rules if rule.state == state) for state in ("broken", "not computed")
+        }
+        if self.outcome == "failed":
+            return f"failed: {named['broken']}"
+        if self.outcome == "undecided":
+            return f"undecided: {named['not computed']} not computed"
+        return f"passed: {len(self.rules)} rules kept" if self.rules else "no rules were set, so nothing was decided"
+
+
 @record
 class Audit:
     """All findings of a run. `passed` is None where no attack had the power to find anything."""
@@ -73,6 +131,8 @@ class Audit:
     weights_sha256: str
     findings: tuple[Finding, ...]
     passed: bool | None
+    tier: Tier
     words: str
     confidence: float
+    verdict: Verdict
     schema: Literal["audit/1"] = "audit/1"

@@ -32,6 +32,7 @@ __all__ = [
     "packaged",
     "packaged_section",
     "read_yaml",
+    "rules_section",
 ]
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -112,6 +113,19 @@ def packaged_section(group: str, value: Any, where: str) -> dict[str, Any]:
     if "." not in name:
         raise ConfigError(f"{where}: {group}: no {group} is called '{name}'", closest(name, list(files)))
     return merge(_beside(name), value)
+
+
+def rules_section(value: Any, where: str) -> Any:
+    """The rules of a verdict: a mapping as it is, those of a packaged set by its name, of `none` no rule."""
+    if not isinstance(value, str):
+        _refuse_not_finite(value, f"{where}: verdict")
+        return value
+    files = packaged("verdict")
+    if value == "none":
+        return {}
+    if value not in files:
+        raise ConfigError(f"{where}: verdict: no set of rules is called '{value}'", closest(value, [*files, "none"]))
+    return read_yaml(str(files[value]))
 
 
 def _beside(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ that was broken off goes on, and does nothing again for the same weights.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import logging
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.chain import stage
+from pipeline.config import RuleConfig
 from pipeline.data.samples import read_samples
 from pipeline.data.stream import ImageReader, to_tensor
 from pipeline.decode import canonical, decode, digest
@@ -29,9 +31,10 @@ from pipeline.evaluation.relearn import Attack, Views, relearn
 from pipeline.evaluation.second_decoder import second_decoder
 from pipeline.evaluation.splits import SOURCES, Slice, choose
 from pipeline.evaluation.summary import REFERENCE
-from pipeline.findings import Audit, Finding, Says
+from pipeline.findings import Audit, Finding, Says, Tier, Verdict
 from pipeline.models.base import ImageModel
 from pipeline.orders import AuditOrder
+from pipeline.report.verdict import audit_figures, judge
 from pipeline.stages.evaluate import load_subjects
 from pipeline.stages.phase import Phase
 from pipeline.stages.runner import Job
@@ -53,6 +56,8 @@ RETAINED = 1000
 """Kept images that the second decoder is fitted on."""
 BATTERY = "battery/1"
 """Raised with every change to what is found, so that no older finding stands for a new one."""
+NONE_FOUND = RuleConfig(at_most=0, reason="an attack that finds the images refutes that they are forgotten")
+"""Where the run sets no rule of its own."""
 ATTACKS = ("relearn", "second_decoder", "extraction")
 
 Found = tuple[dict[str, Interval], str]
@@ -88,12 +93,24 @@ def run(order: AuditOrder) -> Audit:
         weights_sha256=marks["unlearned"],
         findings=tuple(found),
         passed=passed,
+        tier=_tier(job, passed),
         words=words,
         confidence=order.config.evaluation.confidence,
+        verdict=Verdict(outcome="no rules"),
     )
+    rules = {"attacks": NONE_FOUND, **order.config.verdict}
+    answer = dataclasses.replace(answer, verdict=judge(rules, audit_figures(answer)))
     publish_bytes(job.path("audit.json"), canonical(answer))
     battery.close()
     return answer
+
+
+def _tier(job: Job, passed: bool | None) -> Tier:
+    """The tier of the run's report, where nothing refutes it; else audited, if an attack had power and none found anything."""
+    if passed is False:
+        return ""
+    reported = json.loads(read_bytes(job.path("report.json")))["claims"]["tier"]
+    return reported or ("A" if passed else "")
 
 
 def _kept(job: Job, attack: str, number: int, mark: str, make: Callable[[], list[Finding]]) -> list[Finding]:

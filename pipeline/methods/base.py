@@ -98,7 +98,8 @@ class PhasePlan:
     batch size, learning rate and warm-up of the run's training · prepare: is offered one pass of forget batches before the
     first step, may move parameters or put hooks on them, and returns the sample gradients it took · bounds: largest allowed
     value of measures · levels: the level to reach of each group, and `reached` how much of it ends phase 1 · retain_floor:
-    phase 1 goes back to its last good state where unseen retained images lose more than this factor of the original's loss.
+    phase 1 goes back to its last good state where unseen retained images lose more than this factor of the original's loss ·
+    noise: standard deviation of Gaussian noise on each weight at the end.
     """
 
     loss: Loss
@@ -119,6 +120,7 @@ class PhasePlan:
     reached: float = 1.0
     retain_floor: float | None = None
     probe_steps: int = 6
+    noise: float = 0.0
 
 
 class Method(Protocol):

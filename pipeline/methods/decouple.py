@@ -66,6 +66,9 @@ class AscentConfig:
     """Return to the last good state when a batch's forget loss exceeds this multiple of lambda."""
     probe_steps: Positive = 6
     """Steps between looks at the retain floor."""
+    noise: NotNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise on each ascended weight. It buys a statement of closeness to the original, which is
+    not unlearning: see `pipeline.report.claims`."""
 
 
 @record
@@ -178,6 +181,7 @@ class Decouple:
         return PhasePlan(
             loss=self.forget_loss,
             reads=("forget",),
+            noise=ascent.noise,
             batch_sizes=(ascent.batch_size,),
             learning_rate=ascent.learning_rate,
             decay=False,

@@ -16,6 +16,7 @@ Nothing is asked of the loss, of the steps beyond their length, or of the number
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 __all__ = [
     "contraction",
@@ -27,6 +28,7 @@ __all__ = [
     "projected_epsilon",
     "projected_steps",
     "tight_delta",
+    "tight_epsilon",
 ]
 
 LARGEST = 1e9
@@ -110,6 +112,12 @@ def tight_delta(mu: float, epsilon: float) -> float:
     return max(0.0, _upper(epsilon / mu - mu / 2) - math.exp(min(epsilon, 700.0)) * _upper(epsilon / mu + mu / 2))
 
 
+def tight_epsilon(mu: float, delta: float) -> float:
+    """Least epsilon at which `tight_delta` is at most delta, to 1e-9 from above; inf beyond `LARGEST`. It is that of two normal
+    distributions mu standard deviations apart: exact for two models that both got such noise, and for nothing else."""
+    return _least_epsilon(lambda epsilon: tight_delta(mu, epsilon) <= delta) if math.isfinite(mu) else math.inf
+
+
 def noise_for(*, epsilon: float, delta: float, radius: float, step: float, steps: int, rho: float = 1.0) -> float:
     """Least noise s at which `epsilon_of` is at most epsilon; to a relative 1e-12, never below."""
     unit = mu_of(radius=radius, step=step, noise=1.0, steps=steps, rho=rho)
@@ -179,6 +187,13 @@ def projected_epsilon(*, delta: float, radius: float, ball: float, step: float, 
     def enough(epsilon: float) -> bool:
         return projected_delta(epsilon=epsilon, **given) <= delta  # type: ignore[arg-type]
 
+    return _least_epsilon(enough)
+
+
+def _least_epsilon(enough: Callable[[float], bool]) -> float:
+    """Least epsilon that is enough, to 1e-9 from above; inf beyond `LARGEST`."""
+    if enough(0.0):
+        return 0.0
     low, high = 0.0, 1.0
     while not enough(high):
         low, high = high, 2 * high

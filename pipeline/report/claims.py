@@ -35,16 +35,17 @@ BEYOND = (
 
 
 def claims(facts: dict[str, Any]) -> dict[str, Any]:
-    """`tier` (C certified, A audited), `words`, `reasons` (why no certificate), `may_say` (measured statements), `not_claimed`,
-    `limits` (of these tests)."""
+    """`tier` (C certified; empty: measured only, since an audit comes later), `words`, `reasons` (why no certificate), `may_say`
+    (measured statements), `not_claimed`, `limits` (of these tests), `closeness` (a label and a text, or None)."""
     certificate = facts.get("certificate") or {}
     granted = bool(certificate.get("granted"))
     return {
-        "tier": "C" if granted else "A",
+        "tier": "C" if granted else "",
         "words": _certified(certificate) if granted else WORDS,
         "reasons": [] if granted else [*_withheld(certificate), *_reasons(facts)],
         "may_say": _may_say(facts),
         "limits": _limits(facts),
+        "closeness": _closeness(facts),
         "not_claimed": [
             *([BEYOND] if granted else []),
             *(text for text in NOT_CLAIMED if not (granted and text == NO_GUARANTEE)),
@@ -100,6 +101,20 @@ def _may_say(facts: dict[str, Any]) -> list[str]:
     if own["value"] is not None:
         said.append(f"On unseen images of kept kinds the error is {ratio(own['value'])} the retrained model’s ({between(own)}).")
     return said
+
+
+def _closeness(facts: dict[str, Any]) -> dict[str, str] | None:
+    """The statement that ascent with noise allows (the kind that arXiv 2502.04260 makes), under the name of what it is."""
+    found = facts.get("closeness")
+    if not found or not math.isfinite(found["epsilon"]):
+        return None
+    return {
+        "label": "Closeness to the ascended original, not unlearning",
+        "text": f"Ascent moved the weights by {found['moved']:.4g}, and each then got Gaussian noise of standard deviation "
+        f"{found['noise']:.4g}. So the ascended weights are (ε = {found['epsilon']:.4g}, δ = {found['delta']:.3g})-close to the "
+        "original model’s weights with the same noise. The original saw the images: the statement is best where nothing was "
+        "forgotten, and says nothing about a model that never saw them.",
+    }
 
 
 def _price(facts: dict[str, Any]) -> list[str]:

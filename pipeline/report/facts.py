@@ -13,9 +13,11 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.decode import digest, plain
+from pipeline.privacy.gaussian import tight_epsilon
 from pipeline.records import Calibration, Certificate, Evaluations, FileRef, Manifest, MetricResult, PhaseOutcome, Receipt
 from pipeline.report.claims import claims
 from pipeline.report.headline import headline
+from pipeline.report.verdict import judge, report_figures
 
 __all__ = ["FURTHER", "SPLITS", "SUBJECTS", "Evidence", "asked", "build_facts", "versions"]
 
@@ -24,6 +26,8 @@ PHASES = ("train", "retrain", "calibrate", "forget", "certify", "retain")
 UNLEARNING = ("calibrate", "forget", "certify", "retain")
 FURTHER = ("kid_", "fd_", "fid_", "clip_", "cosine_", "lpips_like_", "class_score_", "inception_score")
 """Beginnings of the names of the extractors' figures, which a run may have besides."""
+DELTA = 1e-5
+"""Of the statement of closeness."""
 VERSIONS = ("torch", "deepspeed", "accelerate", "torchmetrics", "numpy")
 
 SPLITS: Mapping[str, str] = {
@@ -66,12 +70,15 @@ def build_facts(evidence: Evidence) -> dict[str, Any]:
         "utility": _utility(evidence.evaluations),
         "cost": _cost(evidence),
         "certificate": plain(evidence.certificate) if evidence.certificate else None,
+        "closeness": _closeness(evidence),
         "figures": [
             {"subject": item.subject, **plain(result)} for item in evidence.evaluations.evaluations for result in item.results
         ],
         "confidence": config.evaluation.confidence,
     }
     facts["claims"] = claims(facts)
+    verdict = judge(config.verdict, report_figures(facts))
+    facts["verdict"] = {**plain(verdict), "words": verdict.words}
     facts |= headline(facts)
     facts["provenance"] = _provenance(evidence)
     return facts
@@ -191,6 +198,17 @@ def _cost(evidence: Evidence) -> dict[str, Any]:
         "share": gradients / retrain.sample_gradients if retrain and known else None,
         "note": "" if known else "not computed: this run retrained no model",
     }
+
+
+def _closeness(evidence: Evidence) -> dict[str, float] | None:
+    """How close the ascended weights with their noise are to the original's with the same; None: they got no noise, or no epsilon
+    may be named. Two normal distributions `moved` apart (Balle & Wang 2018, theorem 8), exact for these two models."""
+    losses = evidence.phases["forget"].losses if "forget" in evidence.phases else {}
+    withheld = evidence.certificate is not None and not evidence.certificate.granted
+    if not losses.get("noise") or withheld:
+        return None
+    moved, noise = losses["moved"], losses["noise"]
+    return {"moved": moved, "noise": noise, "delta": DELTA, "epsilon": tight_epsilon(moved / noise, DELTA)}
 
 
 def _version(package: str) -> str:

@@ -27,7 +27,7 @@ def headline(facts: dict[str, Any]) -> dict[str, Any]:
         "summary": _summary(facts),
         "deck": deck(facts),
         "key_figures": figures,
-        "headline": [*lines, f"what may be claimed: {facts['claims']['words']}"],
+        "headline": [*lines, f"verdict: {facts['verdict']['words']}", f"what may be claimed: {facts['claims']['words']}"],
     }
 
 

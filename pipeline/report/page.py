@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.findings import MEASURED
 from pipeline.report import numbers
 from pipeline.report.facts import FURTHER, PHASES, SUBJECTS
 from pipeline.report.plots import Picture, curves, histogram, log_bins, shares
@@ -74,6 +75,7 @@ def render(facts: dict[str, Any], material: Material) -> str:
             phase_titles=PHASE_TITLES,
             reasons=REASONS,
             found=FOUND,
+            measured=MEASURED,
             reference=any(name.startswith("retrained/") for name in material.errors),
         )
     )

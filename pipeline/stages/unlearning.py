@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import secrets
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pipeline import component
 from pipeline.chain import weights_before
@@ -116,17 +119,33 @@ def carry_out(
     backend = phase.backend(model, feed, optimizer)
     watching = armed(backend) if armed else Guard(bounds=plan.bounds)
     state, reason = phase.fit(backend, feed, plan.loss, steps=steps, guard=watching)
-    full = backend.weights()
+    full, moved = backend.weights(), {}
     if job.first:
+        if plan.noise:
+            moved = {"moved": _perturb(full, phase.loaded(*weights_before(job.spec)), plan.noise), "noise": plan.noise}
         save_weights(full, job.home, weights)
     coverage: tuple[Coverage, ...] = ()
     if plan.passes:
         passes = -(-state.step // per_pass)
         coverage = (feed.streams[0].coverage(plan.reads[0], passes=passes, seen=state.seen[0], digest=state.digests[0]),)
     state = dataclasses.replace(state, sample_gradients=state.sample_gradients + spent)
-    outcome = phase.finish(state, reason, parameters=parameters, coverage=coverage)
+    outcome = phase.finish(state, reason, parameters=parameters, coverage=coverage, **moved)
     backend.close()
     return Result(outputs=phase.outputs(file), facts={**phase.facts(outcome), "reads_forget": "forget" in plan.reads})
+
+
+def _perturb(weights: dict[str, Tensor], before: ImageModel, noise: float) -> float:
+    """Add noise to each weight in place; returns how far they had moved, in L2 norm over all weights.
+
+    The noise is drawn anew at each call and never written down: whoever could draw it again could take it off again.
+    """
+    generator, squares = torch.Generator().manual_seed(secrets.randbits(63)), 0.0
+    for name, old in before.named_parameters():
+        new = weights[name].double()
+        squares += float((new - old.detach().cpu().double()).square().sum())
+        drawn = torch.randn(new.shape, generator=generator, dtype=torch.float64)
+        weights[name] = (new + noise * drawn).to(weights[name].dtype)
+    return math.sqrt(squares)
 
 
 def _one_pass(phase: Phase, model: ImageModel, samples: Samples, batch_size: int) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from pipeline.privacy.gaussian import (
     projected_epsilon,
     projected_steps,
     tight_delta,
+    tight_epsilon,
 )
 
 POSITIVE = st.floats(min_value=1e-3, max_value=1e3)
@@ -123,3 +124,17 @@ def test_an_attack_on_the_worst_case_comes_near_the_bound_and_never_beats_it(rho
             best = max(best, math.log((low - delta) / high))
     assert best <= upper
     assert best > 0.6 * upper, (best, upper)
+
+
+@given(st.floats(min_value=0.01, max_value=40), st.floats(min_value=1e-9, max_value=0.1))
+@settings(max_examples=30, deadline=None)
+def test_tight_epsilon_is_the_least_that_keeps_delta(mu: float, delta: float) -> None:
+    epsilon = tight_epsilon(mu, delta)
+    assert tight_delta(mu, epsilon) <= delta
+    assert epsilon == 0 or tight_delta(mu, epsilon * (1 - 1e-6) - 1e-9) > delta
+    assert epsilon <= epsilon_of(mu, delta) + 1e-6  # a Gaussian's own trade-off is never above its Renyi bound
+
+
+def test_models_that_did_not_move_are_as_close_as_can_be_and_those_without_noise_are_not() -> None:
+    assert tight_epsilon(0.0, 1e-5) == 0.0
+    assert math.isinf(tight_epsilon(math.inf, 1e-5))

@@ -25,6 +25,7 @@ def facts(rows, ratio=1.01):
         "cost": cost,
         "asked": asked,
         "claims": {"words": "measured; no certificate"},
+        "verdict": {"words": "passed: 2 rules kept"},
     }
 
 
@@ -52,4 +53,4 @@ def test_lines_and_deck():
     made = headline(facts([(0.8, 0.1, 0.05)]))
     assert made["deck"] == "To forget: 1 whole class (10 images) and 1 single image, of 100 that the model was trained on."
     assert made["key_figures"][2]["value"] == "5.0 %"
-    assert len(made["headline"]) == 4
+    assert len(made["headline"]) == 5 and made["headline"][3] == "verdict: passed: 2 rules kept"

@@ -13,6 +13,9 @@ import torch
 from pipeline.chain import chain_for, read_receipt
 from pipeline.config import packaged, read_run
 from pipeline.errors import ConfigError
+from pipeline.models.autoencoder import Config as AutoEncoderConfig
+from pipeline.models.autoencoder import build
+from pipeline.stages.unlearning import _perturb
 from tests.support.distributed import run_distributed
 from tests.support.runs import prepare, run_stages
 
@@ -165,3 +168,17 @@ def test_weights_outside_saluns_mask_come_out_bit_for_bit(runs: dict[str, Any], 
 
 def test_eps_constrained_refuses_partitioned_weights_by_name(runs: dict[str, Any]) -> None:
     assert all("eps_constrained needs whole gradients; ZeRO 3 partitions them" in message for message in runs["refusal"])
+
+
+def test_noise_after_ascent_is_of_its_size_on_every_weight_and_never_the_same() -> None:
+    model = build(AutoEncoderConfig(image_size=8, width=8, latent=16))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moved = {name: tensor + 0.01 for name, tensor in before.items()}
+    first, second = dict(moved), dict(moved)
+    lengths = [_perturb(weights, model, 0.05) for weights in (first, second)]
+    places = sum(tensor.numel() for tensor in model.parameters())
+    assert lengths == [pytest.approx(0.01 * places**0.5, rel=1e-4)] * 2  # how far ascent went, without the noise
+    noise = _flat(first) - _flat(moved)
+    assert float(noise.std()) == pytest.approx(0.05, rel=0.05) and (noise != 0).float().mean() > 0.99
+    assert not torch.equal(_flat(first), _flat(second))
+    assert torch.equal(_flat(before), _flat(model.state_dict()))
