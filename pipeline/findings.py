@@ -73,7 +73,7 @@ MEASURED: Mapping[str, str] = {
     "utility": "error on unseen images of kept kinds, over the retrained model's",
     "kept": "error on unseen images of kept kinds, over the original's",
     "distance": "KS distance to the retrained model's errors on forgotten images beyond what chance reaches, of the worst group",
-    "membership": "membership score on forgotten images minus the retrained model's, without sign, of the worst group",
+    "membership": "gap between the intervals of the membership score and of the retrained model's, of the worst group",
     "cost": "sample gradients, over those of retraining",
     "epsilon": "certified epsilon",
     "tier": "claim tier: E exact, C certified, A audited, D data only",

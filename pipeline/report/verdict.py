@@ -112,10 +112,13 @@ def _beyond_chance(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gap(row: dict[str, Any]) -> dict[str, Any]:
+    """How far apart the two scores' intervals lie: with few images the scores differ widely by chance."""
     own, other = row["unlearned"], row["retrained"]
-    if own["value"] is None or other["value"] is None:
-        return {"value": None, "low": None, "high": None, "note": own["note"] if own["value"] is None else other["note"]}
-    return {"value": abs(own["value"] - other["value"]), "low": None, "high": None, "note": ""}
+    for figure in (own, other):
+        if figure["value"] is None:
+            return {"value": None, "low": None, "high": None, "note": figure["note"]}
+    apart = max(0.0, own["low"] - other["high"], other["low"] - own["high"])
+    return {"value": apart, "low": None, "high": None, "note": ""}
 
 
 def _worst(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], dict[str, Any]]) -> Figure:
