@@ -47,7 +47,7 @@ def audit(
             print_json(found)
         else:
             print_table(*finding_rows(found))
-            print(f"\n{found.words}\naudit: {folder}/audit.json")
+            print(f"\n{found.words}\naudit: {folder}/audit.json\npage: {folder}/audit.html")
         if found.passed is False:
             raise GateFailed(f"audit: {found.words}", "see the table; a verdict that fails is a result, and nothing was changed")
 

@@ -6,7 +6,10 @@ from typing import Literal
 
 from pipeline.records import record
 
-__all__ = ["Audit", "Finding", "Found", "Says", "Series"]
+__all__ = ["OVER", "Audit", "Finding", "Found", "Says", "Series"]
+
+OVER = "over-ascended"
+"""The control that was driven too far."""
 
 Says = Literal["still there", "over-forgotten", "not told apart", "no power", "not computed"]
 
@@ -41,8 +44,8 @@ class Series:
     """The figures behind a finding, for its pictures: ROC curve and null distribution.
 
     own: a score of each image in the model under attack (or of images that it was trained on) · other: what these are told from,
-    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of the
-    attack's statistic where nothing is left to find · observed: the statistic itself.
+    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of
+    the attack's statistic where nothing is left to find · observed: the statistic itself.
     """
 
     attack: str

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.acts import audit
+from pipeline.acts.battery import ATTACKS, Battery
 from pipeline.config import read_run
 from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluation.summary import REFERENCE
-from pipeline.findings import Audit, Finding, Says
+from pipeline.findings import OVER, Audit, Finding, Says
 from pipeline.orders import AuditOrder
 from tests.support.distributed import run_distributed
 from tests.support.runs import TINY, prepare, run_stages
@@ -44,8 +45,8 @@ def of(found: Audit, subject: str) -> dict[str, Finding]:
 
 
 def test_every_attack_looks_at_the_model_and_its_controls(finished: str, found: Audit) -> None:
-    for subject in ("original", "unlearned", audit.OVER):
-        assert set(of(found, subject)) == set(audit.ATTACKS)
+    for subject in ("original", "unlearned", OVER):
+        assert set(of(found, subject)) == set(ATTACKS)
     for item in of(found, "unlearned").values():
         assert item.low is not None and item.value is not None and item.high is not None
         assert item.low <= item.value <= item.high and item.samples > 0
@@ -53,17 +54,17 @@ def test_every_attack_looks_at_the_model_and_its_controls(finished: str, found: 
 
 
 def test_a_model_that_was_driven_too_far_is_found_from_the_other_side(found: Audit) -> None:
-    assert of(found, audit.OVER)["relearn"].says == "over-forgotten"
+    assert of(found, OVER)["relearn"].says == "over-forgotten"
 
 
 def test_a_group_of_few_images_is_not_judged(found: Audit) -> None:
     few = [item for item in found.findings if item.says == "not computed"]
-    assert {item.attack for item in few} == set(audit.ATTACKS) and all("it takes 16 of each" in item.note for item in few)
+    assert {item.attack for item in few} == set(ATTACKS) and all("it takes 16 of each" in item.note for item in few)
     assert all(item.value is None for item in few)
 
 
 def test_an_audit_of_the_same_weights_does_nothing_again(finished: str, found: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit._Battery, "attack", lambda *given: pytest.fail("attacked again"))
+    monkeypatch.setattr(Battery, "attack", lambda *given: pytest.fail("attacked again"))
     assert audit.run(order(finished)) == found
 
 

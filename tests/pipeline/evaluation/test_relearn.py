@@ -219,6 +219,8 @@ def test_a_pass_needs_a_control_that_is_flagged(control: float | None, words: st
         images=1,
         samples=9,
         confidence=0.95,
+        losses={},
+        null=(),
     )
     assert verdict(found).startswith(words)
 
