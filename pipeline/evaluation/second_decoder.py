@@ -23,7 +23,7 @@ from pipeline.evaluation.distance import detectable, ks_interval
 from pipeline.evaluation.membership import membership_auc
 from pipeline.evaluation.relearn import Views
 from pipeline.evaluation.summary import REFERENCE
-from pipeline.models.base import ImageModel
+from pipeline.models.base import ImageModel, paste
 from pipeline.records import record
 
 __all__ = [
@@ -165,7 +165,7 @@ def decoder_answers(model: ImageModel, *, retained: Views, shown: Views, seed: i
     taught_ND, seen_MD = features(model, [retained, shown], seed=seed, batch_size=batch_size)
     weights_MN, _ = ridge_weights(taught_ND, seen_MD, retained.target_BCHW.flatten(1))
     answers = (weights_MN @ retained.target_BCHW.flatten(1).double()).float().clamp(0, 1).view_as(shown.target_BCHW)
-    return torch.where(shown.region_B1HW, answers, shown.visible_BCHW)
+    return paste(answers, shown.visible_BCHW, shown.region_B1HW)
 
 
 @torch.no_grad()

@@ -28,12 +28,12 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "canary": ("Canaries", "A coin decided which planted images were trained on. Do the losses tell how the coins fell?"),
     "gaussian poison": (
         "Gaussian poison",
-        "Noise was added to images to be forgotten. Does the model’s gradient still point along it?",
+        "Noise was added to images to forget. Does the model’s gradient still follow it?",
     ),
     "backdoor": ("Backdoor", "Images with a trigger were taught a pattern. Does the trigger still bring it up?"),
     "likelihood ratio": (
         "Likelihood ratio",
-        "Do an image’s errors look like those of models that forgot it, or of ones without it?",
+        "Are an image’s errors those of models that forgot it, or of ones without it?",
     ),
 }
 VERDICTS: Mapping[str, tuple[str, str]] = {
