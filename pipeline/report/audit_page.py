@@ -77,6 +77,7 @@ def render(audit: Audit, drawn: Sequence[Drawn], images: Mapping[str, bytes], pl
             counts=_counts(own),
             epsilon=max(bounds, default=None),
             bounds=len(bounds),
+            bounded=any(attack["bounded"] for group in groups for attack in group["attacks"]),
             planted=planted,
         )
     )
@@ -85,14 +86,14 @@ def render(audit: Audit, drawn: Sequence[Drawn], images: Mapping[str, bytes], pl
 def _summary(passed: bool | None) -> str:
     if passed is None:
         return "No attack had the power to judge this model"
-    return "No attack with power found the forgotten images" if passed else "The forgotten images were found"
+    return "No attack with power tells the forgotten images apart" if passed else "The forgotten images give themselves away"
 
 
 def _counts(own: Sequence[Finding]) -> list[tuple[str, int, str]]:
     """Label, number and explanation of what the attacks say of the unlearned model."""
     says = [item.says for item in own]
     return [
-        ("found the images", says.count("still there") + says.count("over-forgotten"), "each one refutes forgetting"),
+        ("found the images", says.count("still there") + says.count("over-forgotten"), "each refutes a claim of forgetting"),
         ("had power and found nothing", says.count("not told apart"), "which proves nothing"),
         ("void or not computed", says.count("no power") + says.count("not computed"), "these say nothing"),
     ]
@@ -126,6 +127,7 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
         "rows": [item for item in rows if item.value is not None],
         "notes": list(dict.fromkeys(item.note for item in rows if item.note)),
         "measures": measures,
+        "bounded": any(item.epsilon_low is not None for item in rows),
         "plots": _plots(f"{title}, {group}", rows, [item for item in drawn if _of(item) == (attack, group)]),
     }
 

@@ -25,7 +25,7 @@ Rates = tuple[Floats, Floats]
 """Rates of false and of true positives, float64 [P] each, both above 0 and rising to 1."""
 
 BINS = 30
-REACH = 8.0
+REACH = 6.0
 """The axis of a null histogram ends where a model is so many times as far out as the outermost draw."""
 DASHES: Mapping[str, str] = {"unlearned": "-", "original": "--", OVER: "-."}
 
@@ -99,16 +99,16 @@ def null_histogram(
         for name, value in observed.items():
             place = float(np.clip(value, left, right))
             colour = _colour(name, palette)
-            axes.plot([place, place], [0, top], color=colour, linestyle=DASHES.get(name, "-"), linewidth=1.6, label=name)
+            style: dict[str, Any] = {"color": colour, "linestyle": DASHES.get(name, "-"), "linewidth": 1.6, "clip_on": False}
+            axes.plot([place, place], [0, top], label=name, **style)
             if place != value:
-                form = ">" if value > place else "<"
-                axes.plot([place], [top], form, color=colour, markersize=6, clip_on=False)
+                axes.plot([place], [top], ">" if value > place else "<", color=colour, markersize=6, clip_on=False)
         axes.set_xlim(left, right)
         axes.set_ylim(0, top * 1.12)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.0f} %"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:.3g} %"))
         axes.set_xlabel(statistic)
 
     told = "; ".join(f"{name} {decimals(value)}" for name, value in observed.items())

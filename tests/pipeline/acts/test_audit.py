@@ -67,9 +67,9 @@ def test_further_parts_are_shown_and_judged_as_long_as_they_attacked_these_weigh
         for weights in (audited.weights_sha256, "0" * 64):
             planted.write_bytes(canonical({"weights_sha256": weights, "found": Found(findings=(line,))}))
             again = audit.run(audit_order(audited_run))
-            assert (
-                (again.findings == (*audited.findings, line)) == ("canary (g): still there" in again.words) == (weights[0] != "0")
-            )
+            current = weights == audited.weights_sha256
+            assert again.findings == (*audited.findings, *([line] if current else []))
+            assert ("canary (g): still there" in again.words) == current
     finally:
         planted.unlink()
     assert [more["planted"] for _, more in pages] == [True, False] and pages[0][0] == 9

@@ -106,8 +106,8 @@ def test_each_verdict_is_in_words(says):
 
 def test_an_attack_can_refute_and_never_prove():
     for passed, summary in (
-        (True, "No attack with power found"),
-        (False, "The forgotten images were found"),
+        (True, "No attack with power tells"),
+        (False, "The forgotten images give themselves away"),
         (None, "power to judge"),
     ):
         text, _ = page(line(), passed=passed)
