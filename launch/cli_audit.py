@@ -47,7 +47,7 @@ def audit(
             print_json(found)
         else:
             print_table(*finding_rows(found))
-            print(f"\n{found.words}\nverdict: {found.verdict.words}\naudit: {folder}/audit.json")
+            print(f"\n{found.words}\nverdict: {found.verdict.words}\naudit: {folder}/audit.json\npage: {folder}/audit.html")
         if found.verdict.outcome == "failed":
             raise GateFailed(
                 f"audit: the verdict {found.verdict.words}: {found.words}",

@@ -7,7 +7,23 @@ from typing import Literal
 
 from pipeline.records import record
 
-__all__ = ["AUDITED", "MEASURED", "TIERS", "Audit", "Finding", "Found", "Judged", "Says", "Series", "Tier", "Verdict"]
+__all__ = [
+    "AUDITED",
+    "MEASURED",
+    "OVER",
+    "TIERS",
+    "Audit",
+    "Finding",
+    "Found",
+    "Judged",
+    "Says",
+    "Series",
+    "Tier",
+    "Verdict",
+]
+
+OVER = "over-ascended"
+"""The control that was driven too far."""
 
 Says = Literal["still there", "over-forgotten", "not told apart", "no power", "not computed"]
 
@@ -69,7 +85,7 @@ class Found:
 Tier = Literal["E", "C", "A", "D", ""]
 TIERS: Mapping[str, str] = {"E": "exact", "C": "certified", "A": "audited", "D": "data only"}
 """From the strongest to the weakest. An empty tier claims nothing."""
-MEASURED: Mapping[str, str] = {
+MEASURED: dict[str, str] = {
     "utility": "error on unseen images of kept kinds, over the retrained model's",
     "kept": "error on unseen images of kept kinds, over the original's",
     "distance": "KS distance to the retrained model's errors on forgotten images beyond what chance reaches, of the worst group",
@@ -79,7 +95,7 @@ MEASURED: Mapping[str, str] = {
     "tier": "claim tier: E exact, C certified, A audited, D data only",
 }
 """What a rule of a run's verdict can be about."""
-AUDITED: Mapping[str, str] = {
+AUDITED: dict[str, str] = {
     "attacks": "attacks that told the released model from the retrained one",
     "epsilon_low": "largest epsilon that an attack refuted",
     "blind": "attacks without the power to find the images in the original model",
@@ -131,8 +147,9 @@ class Audit:
     weights_sha256: str
     findings: tuple[Finding, ...]
     passed: bool | None
-    tier: Tier
+    tier: Tier = ""
+    """What may be claimed of the released model after the attacks."""
     words: str
     confidence: float
-    verdict: Verdict
+    verdict: Verdict = Verdict(outcome="no rules")
     schema: Literal["audit/1"] = "audit/1"

@@ -54,6 +54,10 @@ class Extraction:
     gallery: int
     """M, other images; a guess at random is first with the chance 1 / (M + 1)."""
     confidence: float
+    ranks: tuple[int, ...]
+    """Of each forget image, in the order that they were given."""
+    null: tuple[float, ...]
+    """Draws of `difference` with the subject and the retrained model swapped in a random half of the images; empty without it."""
 
 
 def extraction(
@@ -92,9 +96,12 @@ def extraction(
 
     def of_subject(name: str) -> Extraction:
         own, control = found[name]
-        difference, discordant = None, None
+        difference, discordant, null = None, None, ()
         if reference in found and name != reference:
-            gaps: Floats = (own == 1).astype(np.float64) - (found[reference][0] == 1)
+            first, theirs = ((places == 1).astype(np.float64) for places in (own, found[reference][0]))
+            gaps: Floats = first - theirs
+            mine, other = resampling.swapped(first, theirs, f"{label}/swapped")
+            null = tuple((mine - other).tolist())
             difference, discordant = resampling.mean(gaps, f"{label}/difference"), int(np.count_nonzero(gaps))
         return Extraction(
             rate=first_rate(own, resampling.confidence),
@@ -107,6 +114,8 @@ def extraction(
             unseen_samples=len(control),
             gallery=len(gallery_MCHW),
             confidence=resampling.confidence,
+            ranks=tuple(own.tolist()),
+            null=null,
         )
 
     return {name: of_subject(name) for name in models}

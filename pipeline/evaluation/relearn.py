@@ -115,6 +115,10 @@ class Relearning:
     samples: int
     """n, forget images that were judged."""
     confidence: float
+    losses: Mapping[str, tuple[float, ...]]
+    """By the names of `curves`: the mean loss of each judged image over the attack, in the order that they were given."""
+    null: tuple[float, ...]
+    """Draws of `score` with the unlearned and the retrained model swapped in a random half of the images."""
 
 
 def relearn(
@@ -155,6 +159,7 @@ def relearn(
         ratio = resampling.ratio(values[name], values["retrained"], f"{label}/{what}")
         return Interval(value=math.log(ratio.value), low=math.log(ratio.low), high=math.log(ratio.high))
 
+    mine, theirs = resampling.swapped(areas["unlearned"], areas["retrained"], f"{label}/swapped")
     return Relearning(
         steps=attack.measured,
         curves={name: tuple(float(mean) for mean in found.mean(axis=1)) for name, found in losses.items()},
@@ -164,6 +169,8 @@ def relearn(
         images=len(taught),
         samples=len(judged),
         confidence=resampling.confidence,
+        losses={name: tuple(found.tolist()) for name, found in areas.items()},
+        null=tuple(np.log(mine / theirs).tolist()),
     )
 
 

@@ -23,10 +23,20 @@ from pipeline.evaluation.distance import detectable, ks_interval
 from pipeline.evaluation.membership import membership_auc
 from pipeline.evaluation.relearn import Views
 from pipeline.evaluation.summary import REFERENCE
-from pipeline.models.base import ImageModel
+from pipeline.models.base import ImageModel, paste
 from pipeline.records import record
 
-__all__ = ["PENALTIES", "WIDTH", "Decoded", "decoder_errors", "features", "project", "ridge_weights", "second_decoder"]
+__all__ = [
+    "PENALTIES",
+    "WIDTH",
+    "Decoded",
+    "decoder_answers",
+    "decoder_errors",
+    "features",
+    "project",
+    "ridge_weights",
+    "second_decoder",
+]
 
 WIDTH = 1024
 """D, numbers an image at most."""
@@ -61,6 +71,10 @@ class Decoded:
     """Forget images."""
     unseen_samples: int
     confidence: float
+    errors: tuple[float, ...]
+    """Of each forget image, in the order that they were given."""
+    null: tuple[float, ...]
+    """Draws of `ratio` with the subject and the retrained model swapped in a random half of the images; empty without it."""
 
 
 def second_decoder(
@@ -109,9 +123,16 @@ def second_decoder(
             samples=len(own),
             unseen_samples=len(other),
             confidence=resampling.confidence,
+            errors=tuple(own.tolist()),
+            null=() if compared is None else _null(own, compared, resampling, f"{label}/swapped"),
         )
 
     return {name: of_subject(name) for name in models}
+
+
+def _null(own: Floats, compared: Floats, resampling: Resampling, label: str) -> tuple[float, ...]:
+    mine, theirs = resampling.swapped(own, compared, label)
+    return tuple((mine / theirs).tolist())
 
 
 @torch.no_grad()
@@ -133,6 +154,18 @@ def decoder_errors(
         total += ((weights_MN @ images.double() - truth.double()).square() * mask).sum(1)
     errors = (total / mask_MP.sum(1)).cpu()
     return [part.numpy() for part in errors.split([len(views) for views in judged])], penalty, taught_ND.shape[1]
+
+
+@torch.no_grad()
+def decoder_answers(model: ImageModel, *, retained: Views, shown: Views, seed: int, batch_size: int = 64) -> Tensor:
+    """What the second decoder sees in a few images, to be looked at: fp32 [M, C, H, W] in [0, 1], known pixels put back.
+
+    The decoder that `decoder_errors` judges on the same `retained` images and seed, whatever else it is shown.
+    """
+    taught_ND, seen_MD = features(model, [retained, shown], seed=seed, batch_size=batch_size)
+    weights_MN, _ = ridge_weights(taught_ND, seen_MD, retained.target_BCHW.flatten(1))
+    answers = (weights_MN @ retained.target_BCHW.flatten(1).double()).float().clamp(0, 1).view_as(shown.target_BCHW)
+    return paste(answers, shown.visible_BCHW, shown.region_B1HW)
 
 
 @torch.no_grad()

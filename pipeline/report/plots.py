@@ -146,12 +146,12 @@ def curves(lines: Sequence[Mapping[str, Any]], labels: Mapping[str, str], *, sub
     return both(paint, f"Curves of {subject}: {ends}.")
 
 
-def both(paint: Any, alt: str) -> Picture:
-    """What `paint(axes, palette)` draws, for light and for dark pages."""
-    return Picture(light=_svg(paint, LIGHT), dark=_svg(paint, DARK), alt=alt)
+def both(paint: Any, alt: str, *, columns: int = 4) -> Picture:
+    """What `paint(axes, palette)` draws, for light and for dark pages; the legend has so many columns at most."""
+    return Picture(light=_svg(paint, LIGHT, columns), dark=_svg(paint, DARK, columns), alt=alt)
 
 
-def _svg(paint: Any, palette: Palette) -> bytes:
+def _svg(paint: Any, palette: Palette, columns: int) -> bytes:
     theme: dict[Any, Any] = {
         "text.color": palette.ink,
         "axes.labelcolor": palette.ink,
@@ -166,7 +166,7 @@ def _svg(paint: Any, palette: Palette) -> bytes:
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         handles = axes.get_legend_handles_labels()[0]
-        figure.legend(loc="outside upper left", ncols=min(len(handles), 4), frameon=False, fontsize=8.5, handlelength=1.8)
+        figure.legend(loc="outside upper left", ncols=min(len(handles), columns), frameon=False, fontsize=8.5, handlelength=1.8)
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     # The reader's own typeface; it is narrower than the one that was measured, so nothing collides.

@@ -41,7 +41,7 @@ from pipeline.stages.runner import Job, Result, read_manifest
 from pipeline.stages.seeing import Eyes, Seen
 from pipeline.storage import publish, publish_bytes
 
-__all__ = ["load_subjects", "run"]
+__all__ = ["load_subjects", "run", "to_bytes"]
 
 log = logging.getLogger("unlearn")
 
@@ -253,12 +253,12 @@ def _publish_grids(
         )
         rows = [("truth", truth), ("hidden input", visible), *((ROW_NAMES.get(name, name), answers[name]) for name in answers)]
         name = f"evaluation/grid_{numbers.get(item.group, 'retain')}.png"
-        publish_bytes(job.path(name), draw([(label, _to_bytes(images)) for label, images in rows]))
+        publish_bytes(job.path(name), draw([(label, to_bytes(images)) for label, images in rows]))
         outputs.append(name)
     return outputs
 
 
-def _to_bytes(images_NCHW: Tensor) -> NDArray[np.uint8]:
+def to_bytes(images_NCHW: Tensor) -> NDArray[np.uint8]:
     """fp32 [N, C, H, W] in [0, 1] -> uint8 [N, H, W, C]."""
     levels = images_NCHW.clamp(0, 1).mul(255).round().byte()
     return np.asarray(levels.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,6 +1,9 @@
 from pathlib import Path
+from typing import Any
 
-from launch.cli_audit import finding_rows
+import pytest
+
+from launch.cli_audit import audit, finding_rows
 from pipeline.findings import Audit, Finding
 from tests.support.command import unlearn
 from tests.support.runs import write_run_file
@@ -22,3 +25,12 @@ def test_rows_tell_figures_and_what_is_not_computed() -> None:
 def test_a_run_that_has_not_ended_is_refused_with_the_cure(tmp_path: Path) -> None:
     done = unlearn("audit", str(write_run_file(tmp_path)))
     assert done.returncode == 3 and "the run has not ended" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_answer_ends_with_where_the_page_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    passed = Audit(run_id="r", weights_sha256="0", findings=(KNOWN,), passed=None, words="no power", confidence=0.95)
+    monkeypatch.setattr("launch.acts.carry_out", lambda *given, **more: passed)
+    audit(str(write_run_file(tmp_path)))
+    last, page = capsys.readouterr().out.splitlines()[-2:]
+    assert last.startswith("audit: ") and last.endswith("/audit.json")
+    assert page.startswith(f"page: {tmp_path}") and page.endswith("/audit.html")

@@ -1,4 +1,4 @@
-"""A finished run on tars, made once; each test gets it anew at the same address."""
+"""Finished runs, made once: on tars, which each test gets anew at the same address, and one that was audited."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.acts import audit
+from pipeline.config import read_run
+from pipeline.findings import Audit
+from pipeline.orders import AuditOrder
 from pipeline.report import page
+from tests.support.distributed import run_distributed
 from tests.support.finished import finish
+from tests.support.runs import TINY, prepare, run_stages
+
+STAGES = ("shard", "train", "retrain", "calibrate", "forget", "retain", "evaluate", "release")
+
+
+def audit_order(run: str, samples: int = 60) -> AuditOrder:
+    return AuditOrder(config=read_run(run), folder=run, samples=samples)
+
+
+@pytest.fixture(scope="package")
+def audited_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished run whose first group is large enough to be attacked; tests leave it as it is."""
+    source = {**TINY["source"], "samples": 400, "unseen_samples": 400}
+    train = {**TINY["train"], "epochs": 6}
+    run = prepare(tmp_path_factory.mktemp("audited"), source=source, train=train)
+    run_distributed(run_stages, 1, run, *STAGES)
+    return run
+
+
+@pytest.fixture(scope="package")
+def audited(audited_run: str) -> Audit:
+    """What an audit found of it; its files lie in the run's folder."""
+    return audit.run(audit_order(audited_run))
 
 
 @pytest.fixture(scope="package")

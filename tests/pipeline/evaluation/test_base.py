@@ -32,6 +32,25 @@ def test_mean_interval_is_that_of_theory():
     assert found.high == pytest.approx(sample.mean() + half, abs=0.03)
 
 
+@settings(deadline=None, max_examples=30)
+@given(values, values)
+def test_swapping_moves_from_one_mean_to_the_other_and_equal_values_not_at_all(first, second):
+    first, second = first[: len(second)], second[: len(first)]
+    one, other = HOW.swapped(first, second, "s", draws=50)
+    assert one + other == pytest.approx(np.full(50, first.mean() + second.mean()))
+    assert HOW.swapped(first, first, "s", draws=50)[0] == pytest.approx(np.full(50, first.mean()))
+
+
+def test_swapped_differences_spread_as_theory_says():
+    generator = np.random.default_rng(1)
+    first, second = generator.normal(5, 2, (2, 300))
+    one, other = HOW.swapped(first, second, "s", draws=4000)
+    spread = np.sqrt(((first - second) ** 2).sum()) / 300
+    assert (one - other).mean() == pytest.approx(0, abs=4 * spread / np.sqrt(4000))
+    assert (one - other).std() == pytest.approx(spread, rel=0.05)
+    assert (HOW.swapped(first, second, "s", draws=9)[0] != HOW.swapped(first, second, "t", draws=9)[0]).any()
+
+
 def test_same_seed_and_label_give_the_same_interval_and_others_do_not():
     sample = np.random.default_rng(0).normal(0, 1, 50)
     assert HOW.mean(sample, "x") == HOW.mean(sample, "x")

@@ -143,7 +143,12 @@ def test_differences_are_two_sided_and_paired() -> None:
     assert found["unlearned"].difference.value == found["unlearned"].discordant == 0
     assert found["original"].difference.low > 0
     assert found["original"].discordant == round(60 * found["original"].difference.value)
-    assert found["retrained"].difference is None
+    assert found["retrained"].difference is None and found["retrained"].null == ()
+    assert {len(item.ranks) for item in found.values()} == {60}
+    assert np.mean(np.array(found["original"].ranks) == 1) == found["original"].rate.value
+    assert set(found["unlearned"].null) == {0.0}
+    null = np.array(found["original"].null)
+    assert null.min() < 0 < null.max() and null.max() < found["original"].difference.value
     mirrored = extraction(models, **given, reference="original")["unlearned"].difference
     forth = found["original"].difference
     assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx((-forth.value, -forth.high, -forth.low))

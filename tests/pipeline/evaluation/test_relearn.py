@@ -106,6 +106,15 @@ def test_score_is_the_ratio_of_the_areas_under_the_curves(models: dict[str, Auto
     assert canonical(found)
 
 
+def test_losses_of_images_make_the_score_and_its_null_is_where_no_model_is_better(models: dict[str, Autoencoder]) -> None:
+    found, equal = attacked(models, "pushed"), attacked(models, "retrained")
+    means = {name: sum(losses) / len(losses) for name, losses in found.losses.items()}
+    assert found.score.value == pytest.approx(math.log(means["unlearned"] / means["retrained"]))
+    assert all(len(losses) == found.samples for losses in found.losses.values())
+    assert min(found.null) < 0 < max(found.null) and max(map(abs, found.null)) <= found.score.value
+    assert set(equal.null) == {0.0}
+
+
 def test_the_original_as_a_control_has_the_score_it_has_as_a_subject(models: dict[str, Autoencoder]) -> None:
     found = attacked(models, "pushed", original=models["original"])
     assert found.control == attacked(models, "original").score
@@ -219,6 +228,8 @@ def test_a_pass_needs_a_control_that_is_flagged(control: float | None, words: st
         images=1,
         samples=9,
         confidence=0.95,
+        losses={},
+        null=(),
     )
     assert verdict(found).startswith(words)
 

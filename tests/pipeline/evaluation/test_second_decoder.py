@@ -19,6 +19,7 @@ from pipeline.evaluation.relearn import Views
 from pipeline.evaluation.second_decoder import (
     PENALTIES,
     WIDTH,
+    decoder_answers,
     decoder_errors,
     features,
     project,
@@ -244,6 +245,8 @@ def test_subjects_are_compared_with_the_retrained_model() -> None:
     assert verdict(original.membership, 40, 40) == "looks trained on"
     assert (unlearned.ks.value, unlearned.ratio.value) == (0, 1)
     assert verdict(unlearned.membership, 40, 40).startswith("indistinguishable")
+    assert np.mean(original.errors) == pytest.approx(original.error.value) and len(unlearned.errors) == 40
+    assert set(unlearned.null) == {1.0} and min(original.null) < 1 < max(original.null) and retrained.null == ()
     assert retrained.ks is None and retrained.ratio is None and retrained.error == unlearned.error
     assert (original.retained, original.samples, original.unseen_samples, original.width) == (200, 40, 40, SIZE**2)
     assert canonical(found["original"])
@@ -251,6 +254,18 @@ def test_subjects_are_compared_with_the_retrained_model() -> None:
         {"unlearned": models["unlearned"]}, retained=RETAINED, forget=FORGET, unseen=UNSEEN, resampling=HOW, label="x"
     )
     assert alone["unlearned"].ks is None and alone["unlearned"].membership == unlearned.membership
+
+
+def test_answers_to_look_at_are_those_that_are_judged() -> None:
+    model = Remembering(RETAINED)
+    answers = decoder_answers(model, retained=RETAINED, shown=FORGET, seed=3)
+    assert torch.equal(answers[~FORGET.region_B1HW], FORGET.target_BCHW[~FORGET.region_B1HW]), "known pixels are put back"
+    errors = ((answers - FORGET.target_BCHW).square() * FORGET.region_B1HW).sum((1, 2, 3)) / FORGET.region_B1HW.sum((1, 2, 3))
+    (judged,), _, _ = decoder_errors(model, retained=RETAINED, judged=[FORGET], seed=3)
+    # Answers are clamped and what is judged is not: no image gets worse.
+    assert (errors.numpy() <= judged + 1e-6).all() and errors.numpy() == pytest.approx(judged, rel=0.2)
+    several, _, _ = decoder_errors(model, retained=RETAINED, judged=[UNSEEN, FORGET], seed=3)
+    assert several[1] == pytest.approx(judged), "whatever else is judged"
 
 
 # Refusals.
