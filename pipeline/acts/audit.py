@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from pipeline.acts.planted import planted_findings
 from pipeline.chain import stage
 from pipeline.data.samples import read_samples
 from pipeline.data.stream import ImageReader, to_tensor
@@ -82,6 +83,7 @@ def run(order: AuditOrder) -> Audit:
             mark = digest([BATTERY, marks, order.samples, order.config.seed, phase.manifest.batch_digest, attack, number])
             found += _kept(job, attack, number, mark, functools.partial(battery.attack, attack, number))
         log.info("audit: %s done", group.name)
+    found += planted_findings(job)
     passed, words = _verdict(found)
     answer = Audit(
         run_id=phase.manifest.run_id,
