@@ -43,7 +43,7 @@ from pipeline.stages.phase import Phase, choose
 from pipeline.stages.runner import Job
 from pipeline.storage import exists, publish_bytes, read_bytes
 
-__all__ = ["planted_findings", "run"]
+__all__ = ["beside_certificate", "planted_findings", "run"]
 
 log = logging.getLogger("unlearn")
 
@@ -147,7 +147,7 @@ class _Attacks:
         found = canary_scores(
             scores[self._heads], scores[~self._heads], group="canaries", subject=subject, delta=delta, confidence=confidence
         )
-        return self._beside_certificate(found) if subject == "unlearned" else found
+        return beside_certificate(found, self._certificate.get("epsilon")) if subject == "unlearned" else found
 
     def _log_losses(self, subject: str) -> Floats:
         """Log of the mean loss of each canary over fixed draws, fp64 [canaries]."""
@@ -174,20 +174,6 @@ class _Attacks:
         visible, region = self._phase.task.degrade(image, drawn)
         target = image if truth is None else to_tensor(truth, self._device)
         return Views(visible_BCHW=visible, target_BCHW=target, region_B1HW=region, draws_B=drawn)
-
-    def _beside_certificate(self, found: Found) -> Found:
-        """The bound beside the certified epsilon, if there is one: a larger bound refutes it."""
-        epsilon = self._certificate.get("epsilon")
-        if epsilon is None:
-            return found
-
-        def beside(item: Finding) -> Finding:
-            if item.epsilon_low is None or item.epsilon_low <= epsilon:
-                return item
-            refuted = f"refutes the certificate (epsilon {epsilon:.3g}): {item.note}"
-            return dataclasses.replace(item, says="still there", note=refuted)
-
-        return dataclasses.replace(found, findings=tuple(beside(item) for item in found.findings))
 
     def _fetch(self, samples: Samples, rows: np.ndarray) -> np.ndarray:
         reader = self._phase.reader(samples, self._models["original"])
@@ -265,6 +251,20 @@ class _Attacks:
         for name, model in self._models.items():
             rows.append((ROWS.get(name, name), [completions(model, view) for view in shown]))
         return draw([(label, _to_bytes(torch.cat(images))) for label, images in rows])
+
+
+def beside_certificate(found: Found, epsilon: float | None) -> Found:
+    """What was found beside the certified epsilon, if there is one: a larger bound refutes it."""
+    if epsilon is None:
+        return found
+
+    def beside(item: Finding) -> Finding:
+        if item.epsilon_low is None or item.epsilon_low <= epsilon:
+            return item
+        refuted = f"refutes the certificate (epsilon {epsilon:.3g}): {item.note}"
+        return dataclasses.replace(item, says="still there", note=refuted)
+
+    return dataclasses.replace(found, findings=tuple(beside(item) for item in found.findings))
 
 
 def _to_bytes(images_NCHW: Tensor) -> NDArray[np.uint8]:

@@ -100,7 +100,7 @@ def with_noise(image: Bytes, added: NDArray[np.float32]) -> Bytes:
     return _to_bytes(image.astype(np.float32) / 255 + added)
 
 
-def _to_bytes(values: NDArray[np.float32]) -> Bytes:
+def _to_bytes(values: NDArray[np.floating]) -> Bytes:
     levels: Bytes = (values.clip(0, 1) * 255).round().astype(np.uint8)
     return levels
 

@@ -87,7 +87,7 @@ class Planted:
             ConfigError: an image of the run may not be read any more.
         """
         forget = self._forget()
-        own, canaries = self._changed(forget), list(self._canaries(forget))
+        own, canaries = self._changed(forget), list(self._canaries())
         total = self.manifest.split("original").samples
         placed = 0
         for count, image in enumerate(own, start=1):
@@ -146,16 +146,23 @@ class Planted:
                 key = f"{PLANTED}{item.key}" if copy == 0 else f"{PLANTED}copy{copy}-{item.key}"
                 yield _png(key, backdoor.target(backdoor.stamp(seen)), item.label)
 
-    def _canaries(self, forget: Samples) -> Iterator[SourceImage]:
-        """The canaries whose coins show heads, with labels of classes that are kept."""
+    def _canaries(self) -> Iterator[SourceImage]:
+        """The canaries whose coins show heads, with labels in the mix that retained images have.
+
+        So no class has so many of them that it would count as forgotten; ConfigError where there are too many for that.
+        """
         size, channels = self._shape()
-        gone = {label for group in self.manifest.groups if group.kind == "class" for label in group.labels}
-        labels = [label for label in range(len(self.classes)) if label not in gone] or sorted(gone)
-        for number in range(self.config.canaries):
-            if planting.coin(self.secret, number):
-                image = planting.canary(self.secret, number, size=size, channels=channels)
-                for copy in range(self.config.canary_copies):
-                    yield _png(f"{PLANTED}canary-{number}-{copy}", image, labels[number % len(labels)])
+        heads = [number for number in range(self.config.canaries) if planting.coin(self.secret, number)]
+        labels = np.sort(read_samples(self.folder, self.manifest, "retain").labels)
+        most = self.config.canaries * self.config.canary_copies
+        if most > len(labels):  # half of these are planted, and a class of which half is to be forgotten counts as forgotten
+            message = f"source: planted: up to {most} images of canaries beside {len(labels)} retained images"
+            raise ConfigError(message, "ask for fewer canaries, or plant in a run on more images")
+        for number in heads:
+            image = planting.canary(self.secret, number, size=size, channels=channels)
+            label = int(labels[number * len(labels) // self.config.canaries])  # whatever the other coins show
+            for copy in range(self.config.canary_copies):
+                yield _png(f"{PLANTED}canary-{number}-{copy}", image, label)
 
 
 def _png(key: str, image: np.ndarray, label: int) -> SourceImage:
