@@ -71,7 +71,7 @@ def finding_rows(audit: Audit) -> tuple[list[str], list[list[str]]]:
         known = item.value is not None and item.low is not None and item.high is not None
         figure = f"{item.value:+.3f} ({item.low:+.3f} to {item.high:+.3f})" if known else "not computed"
         kept = "-" if item.kept_low is None else f"{item.kept_low:+.3f} to {item.kept_high:+.3f}"
-        rows.append(
-            [item.attack, item.group, item.subject, figure, kept, str(item.samples), item.says, item.note or item.measure]
-        )
+        bound = f"epsilon is at least {item.epsilon_low:.2f}; " if item.epsilon_low else ""
+        what = bound + (item.note or item.measure)
+        rows.append([item.attack, item.group, item.subject, figure, kept, str(item.samples), item.says, what])
     return ["attack", "group", "model", "beside retrained", "on unseen kept images", "images", "says", "what it is"], rows
