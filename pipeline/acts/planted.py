@@ -55,8 +55,8 @@ DRAWS = 4
 DELTA = 1e-5
 """Of the bound, where the run claims none."""
 BATCH = 64
-LEAST = 16
-"""Images with noise below which nothing is said."""
+LEAST = 8
+"""Images with noise, or with a trigger, below which nothing is said."""
 COLUMNS = 4
 """Canaries, and as many stamped images, in the picture."""
 ROWS = {"original": "before", "unlearned": "after"}
@@ -188,12 +188,9 @@ class _Attacks:
 
     def noise(self, subject: str) -> Found:
         """Findings about the noise in one model, at the images without it."""
-        views, added = self._noised
-        confidence, tau = self._config.evaluation.confidence, self._source.config.tau
-        if len(added) < LEAST:
-            note = f"{len(added)} images with noise, and it takes {LEAST}"
-            missing = Finding(attack="poison", group="noised images", subject=subject, measure="", says="not computed", note=note)
-            return Found(findings=(missing,))
+        if self._noised is None:
+            return _too_few("poison", "noised images", subject)
+        (views, added), confidence, tau = self._noised, self._config.evaluation.confidence, self._source.config.tau
         return poison_scores(
             self._models[subject],
             views,
@@ -206,11 +203,13 @@ class _Attacks:
         )
 
     @functools.cached_property
-    def _noised(self) -> tuple[Views, Tensor]:
-        """Clean views of images that were trained on with noise, and the noise, fp32 [k, C, H, W]."""
+    def _noised(self) -> tuple[Views, Tensor] | None:
+        """Clean views of images that were trained on with noise, and the noise, fp32 [k, C, H, W]; None: too few."""
         source = self._source
         forget = read_samples(source.folder, source.manifest, "forget")
         rows = choose(forget, self._config.seed, self._samples, self._parts(forget) == "noised")
+        if len(rows) < LEAST:
+            return None
         keys = [forget.keys[row] for row in rows]
         drawn = [planting.noise(source.secret, key, **self._shape, tau=source.config.tau) for key in keys]
         added = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
@@ -218,16 +217,17 @@ class _Attacks:
 
     def backdoor(self) -> Found:
         """Findings about the backdoor in all models."""
+        if self._stamped is None:
+            return _too_few("backdoor", "stamped held-out images", "unlearned")
         views, pattern = self._stamped
-        return backdoor_scores(
-            self._models, views, pattern, group="stamped held-out images", confidence=self._config.evaluation.confidence
-        )
+        confidence = self._config.evaluation.confidence
+        return backdoor_scores(self._models, views, pattern, group="stamped held-out images", confidence=confidence)
 
     @functools.cached_property
-    def _stamped(self) -> tuple[Views, Tensor]:
+    def _stamped(self) -> tuple[Views, Tensor] | None:
         """Held-out images with the trigger, in the mix of classes that had the backdoor, and what it would make of them.
 
-        A trigger may be learned together with what it was seen on, so other classes would show less of it.
+        A trigger may be learned together with what it was seen on, so other classes would show less of it. None: too few.
         """
         source = self._source
         forget = read_samples(source.folder, source.manifest, "forget")
@@ -239,18 +239,26 @@ class _Attacks:
             choose(held_out, seed, int(limit), held_out.labels == label) for label, limit in zip(labels, limits, strict=True)
         ]
         rows = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *chosen]))
+        if len(rows) < LEAST:
+            return None
         clean = self._fetch(held_out, rows)
         views = self._views(self._backdoor.stamp(clean), rows, truth=clean)
         return views, to_tensor(self._backdoor.target(clean), self._device)
 
     def picture(self) -> bytes:
-        """Canaries that were trained on and stamped images, with each model's answers; PNG."""
-        heads = np.flatnonzero(self._heads)[:COLUMNS]
-        shown = [self._views(self._canaries[heads], heads), self._stamped[0].part(slice(0, COLUMNS))]
+        """Canaries, whatever their coins showed, and stamped images, with each model's answers; PNG."""
+        canaries = np.arange(min(COLUMNS, len(self._canaries)))
+        shown = [self._views(self._canaries[canaries], canaries)]
+        shown += [self._stamped[0].part(slice(0, COLUMNS))] if self._stamped else []
         rows = [("truth", [view.target_BCHW for view in shown]), ("hidden input", [view.visible_BCHW for view in shown])]
         for name, model in self._models.items():
             rows.append((ROWS.get(name, name), [completions(model, view) for view in shown]))
         return draw([(label, _to_bytes(torch.cat(images))) for label, images in rows])
+
+
+def _too_few(attack: str, group: str, subject: str) -> Found:
+    note = f"fewer than {LEAST} images, in which nothing would be found"
+    return Found(findings=(Finding(attack=attack, group=group, subject=subject, measure="", says="not computed", note=note),))
 
 
 def beside_certificate(found: Found, epsilon: float | None) -> Found:
