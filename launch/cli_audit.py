@@ -24,10 +24,16 @@ def audit(
     run: Run,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option("--samples", min=16, help="Forget images of each group to attack at most.")] = 400,
+    planted: Annotated[
+        bool, typer.Option("--planted", help="Also train a twin of the run with canaries, noise and a backdoor, and attack it.")
+    ] = False,
+    canaries: Annotated[int, typer.Option("--canaries", min=1, help="Canaries of --planted, each with its own coin.")] = 200,
     as_json: AsJson = False,
 ) -> None:
     """Attack a finished run's models: relearning, a second decoder, extraction, beside the retrained model."""
     with answering():
+        import sys
+
         from launch.acts import carry_out
         from launch.local import refuse_erased, refuse_other_batch
         from launch.show import print_json, print_table
@@ -42,6 +48,12 @@ def audit(
         folder = run_folder(config, batch)
         refuse_other_batch(folder, batch_digest(batch))
         refuse_erased(folder)
+        if planted:
+            from launch.planted import audit_planted
+
+            speech = sys.stderr if as_json else sys.stdout
+            say = lambda line: print(line, file=speech, flush=True)  # noqa: E731
+            audit_planted(config, batch, folder, canaries=canaries, samples=samples, say=say, to_stderr=as_json)
         found = carry_out("audit", AuditOrder(config=config, folder=folder, samples=samples), Audit, to_stderr=as_json)
         if as_json:
             print_json(found)
@@ -62,7 +74,7 @@ def finding_rows(audit: Audit) -> tuple[list[str], list[list[str]]]:
         known = item.value is not None and item.low is not None and item.high is not None
         figure = f"{item.value:+.3f} ({item.low:+.3f} to {item.high:+.3f})" if known else "not computed"
         kept = "-" if item.kept_low is None else f"{item.kept_low:+.3f} to {item.kept_high:+.3f}"
-        rows.append(
-            [item.attack, item.group, item.subject, figure, kept, str(item.samples), item.says, item.note or item.measure]
-        )
+        bound = f"epsilon is at least {item.epsilon_low:.2f}; " if item.epsilon_low else ""
+        what = bound + (item.note or item.measure)
+        rows.append([item.attack, item.group, item.subject, figure, kept, str(item.samples), item.says, what])
     return ["attack", "group", "model", "beside retrained", "on unseen kept images", "images", "says", "what it is"], rows

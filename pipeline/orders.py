@@ -32,6 +32,7 @@ __all__ = [
     "PhaseFacts",
     "PictureAnswer",
     "PictureOrder",
+    "PlantedOrder",
     "PriceAnswer",
     "PriceOrder",
     "ProbeOrder",
@@ -335,6 +336,15 @@ class AuditOrder:
 
 
 @record
+class PlantedOrder:
+    """Score what was planted in `twin`, the twin of the finished run in `folder`, with at most `samples` images an attack."""
+
+    folder: str
+    twin: str
+    samples: int
+
+
+@record
 class Series:
     """One line of a picture: (x, y) points, and the x up to which the run's own settings allow it."""
 
@@ -379,5 +389,6 @@ ACTS: Mapping[str, type[Any]] = {
     "picture": PictureOrder,
     "price": PriceOrder,
     "audit": AuditOrder,
+    "planted": PlantedOrder,
 }
 """The order that each act takes."""

@@ -21,7 +21,10 @@ from pipeline.errors import ConfigError
 from pipeline.records import DeletionRequest, RequestBatch, Selector
 from pipeline.storage import read_bytes
 
-__all__ = ["batch_digest", "parse", "read_requests"]
+__all__ = ["PLANTED", "batch_digest", "parse", "read_requests"]
+
+PLANTED = "planted-"
+"""Beginning of the keys of what an audit planted; see `pipeline.data.sources.planted`."""
 
 SELECTORS = {
     **{"label": "label", "labels": "label", "key": "keys", "keys": "keys", "prefix": "prefix", "prefixes": "prefix"},

@@ -14,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from pipeline.records import MetricResult
 
-__all__ = ["Floats", "Interval", "Resampling", "auc_of_counts", "figure", "ks_of_counts", "missing", "pool"]
+__all__ = ["Floats", "Interval", "Resampling", "auc_of_counts", "exact_rate", "figure", "ks_of_counts", "missing", "pool"]
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -33,6 +34,20 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+def exact_rate(hits: int, num: int, confidence: float) -> Interval:
+    """hits / num with the exact interval of a binomial rate (Clopper & Pearson 1934).
+
+    Args:
+        hits: 0 to `num`.
+        num: independent trials, at least 1.
+        confidence: of the two-sided interval, in (0, 1).
+    """
+    tail = (1 - confidence) / 2
+    low = float(special.betaincinv(hits, num - hits + 1, tail)) if hits else 0.0
+    high = float(special.betaincinv(hits + 1, num - hits, 1 - tail)) if hits < num else 1.0
+    return Interval(value=hits / num, low=low, high=high)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

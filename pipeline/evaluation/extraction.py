@@ -16,11 +16,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.evaluation.base import Floats, Interval, Resampling
+from pipeline.evaluation.base import Floats, Interval, Resampling, exact_rate
 from pipeline.evaluation.relearn import Views
 from pipeline.evaluation.summary import REFERENCE
 from pipeline.models.base import ImageModel
@@ -172,10 +171,7 @@ def first_rate(places: Ranks, confidence: float) -> Interval:
         places: from `ranks`, at least one.
         confidence: of the two-sided interval, in (0, 1).
     """
-    tail, num, hits = (1 - confidence) / 2, len(places), int((places == 1).sum())
-    low = float(special.betaincinv(hits, num - hits + 1, tail)) if hits else 0.0
-    high = float(special.betaincinv(hits + 1, num - hits, 1 - tail)) if hits < num else 1.0
-    return Interval(value=hits / num, low=low, high=high)
+    return exact_rate(int((places == 1).sum()), len(places), confidence)
 
 
 def _levels(images_BCHW: Tensor) -> Tensor:

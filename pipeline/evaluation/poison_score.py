@@ -52,6 +52,10 @@ class PoisonScore:
     """The smallest mean, of either sign, that k pairs tell from chance at the confidence asked for. A true mean of this
     size is found in half of all audits."""
     confidence: float
+    scores: tuple[float, ...]
+    """I_i of each pair, in the order given; their mean is `mean`."""
+    exchanged: tuple[float, ...]
+    """The same with the gradient of the next image, the last with that of the first: what `scores` are like without a trace."""
 
 
 def poison_score(
@@ -113,6 +117,8 @@ def poison_score(
         permutations=permutations,
         detectable=float(-special.ndtri((1 - confidence) / 2)) / math.sqrt(num),
         confidence=confidence,
+        scores=tuple(float(score) for score in np.diagonal(scores)),
+        exchanged=tuple(float(score) for score in scores[np.arange(num), np.arange(1, num + 1) % num]),
     )
 
 

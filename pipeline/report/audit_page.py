@@ -26,7 +26,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "second_decoder": ("Second decoder", "Can the hidden pixels be read off the frozen encoder, by a decoder of our own?"),
     "extraction": ("Extraction", "Is a completion nearer to the image’s own truth than to those of others of its kind?"),
     "canary": ("Canaries", "A coin decided which planted images were trained on. Do the losses tell how the coins fell?"),
-    "gaussian poison": (
+    "poison": (
         "Gaussian poison",
         "Noise was added to images to forget. Does the model’s gradient still follow it?",
     ),

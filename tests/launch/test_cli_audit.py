@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from launch.cli_audit import audit, finding_rows
 from pipeline.findings import Audit, Finding
 from tests.support.command import unlearn
-from tests.support.runs import write_run_file
+from tests.support.runs import prepare, write_run_file
 
 KNOWN = Finding(
     attack="relearn", group="g", subject="unlearned", measure="m", says="still there", value=-0.5, low=-0.6, high=-0.4, samples=30
@@ -22,6 +23,12 @@ def test_rows_tell_figures_and_what_is_not_computed() -> None:
     assert rows[1][3] == "not computed" and rows[1][7] == "3 images"
 
 
+def test_a_row_tells_the_epsilon_that_is_refuted() -> None:
+    line = dataclasses.replace(KNOWN, epsilon_low=1.5, note="12 of 13")
+    made = Audit(run_id="r", weights_sha256="0", findings=(line,), passed=False, words="", confidence=0.95)
+    assert finding_rows(made)[1][0][7] == "epsilon is at least 1.50; 12 of 13"
+
+
 def test_a_run_that_has_not_ended_is_refused_with_the_cure(tmp_path: Path) -> None:
     done = unlearn("audit", str(write_run_file(tmp_path)))
     assert done.returncode == 3 and "the run has not ended" in done.stderr and "Traceback" not in done.stderr
@@ -34,3 +41,12 @@ def test_the_answer_ends_with_where_the_page_lies(tmp_path: Path, monkeypatch: p
     last, page = capsys.readouterr().out.splitlines()[-2:]
     assert last.startswith("audit: ") and last.endswith("/audit.json")
     assert page.startswith(f"page: {tmp_path}") and page.endswith("/audit.html")
+
+
+def test_a_planted_audit_of_given_weights_is_refused_with_the_cure(tmp_path: Path) -> None:
+    run = prepare(tmp_path, original="/weights.safetensors")
+    Path(run, "receipts").mkdir()
+    Path(run, "receipts", "release.json").write_text("{}")
+    done = unlearn("audit", str(write_run_file(tmp_path, original="/weights.safetensors")), "--planted")
+    assert done.returncode == 2 and "planting needs a training" in done.stderr
+    assert "cure: audit a run with original=train" in done.stderr

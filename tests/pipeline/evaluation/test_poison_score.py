@@ -123,6 +123,8 @@ def test_scores_are_those_of_the_definition_and_scale_free_in_the_gradient(seed,
     noise, gradients = pairs(rng, num=num, size=size)
     one = [np.dot(x, g) / (TAU * np.linalg.norm(g)) for x, g in zip(noise, gradients, strict=True)]
     found = judge(noise, gradients)
+    assert found.scores == pytest.approx(one)
+    assert found.exchanged == pytest.approx(judge(noise, np.roll(gradients, -1, axis=0)).scores)
     assert found.mean == pytest.approx(np.mean(one)) and found.z == pytest.approx(np.sqrt(num) * np.mean(one))
     assert found.p_exact == pytest.approx(2 * stats.norm.sf(abs(found.z)))
     scaled = judge(noise, gradients * 2.0 ** rng.integers(-700, 700, (num, 1)).astype(float))
