@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,9 @@ def audit(
     run: Run,
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option("--samples", min=16, help="Forget images of each group to attack at most.")] = 400,
+    shadows: Annotated[
+        int, typer.Option("--shadows", min=0, help="Also train the run again at so many other seeds, for likelihood ratios.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Attack a finished run's models: relearning, a second decoder, extraction, beside the retrained model."""
@@ -42,6 +46,12 @@ def audit(
         folder = run_folder(config, batch)
         refuse_other_batch(folder, batch_digest(batch))
         refuse_erased(folder)
+        if shadows:
+            from launch.shadows import attack_with_shadows
+
+            speech = sys.stderr if as_json else sys.stdout
+            say = lambda line: print(line, file=speech, flush=True)  # noqa: E731
+            attack_with_shadows(config, batch, shadows, samples=samples, say=say, to_stderr=as_json)
         found = carry_out("audit", AuditOrder(config=config, folder=folder, samples=samples), Audit, to_stderr=as_json)
         if as_json:
             print_json(found)

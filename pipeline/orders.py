@@ -36,6 +36,7 @@ __all__ = [
     "PriceOrder",
     "ProbeOrder",
     "Series",
+    "ShadowsOrder",
     "TombstoneAnswer",
 ]
 
@@ -335,6 +336,16 @@ class AuditOrder:
 
 
 @record
+class ShadowsOrder:
+    """Attack the models of a finished run with those of the runs in the folders `shadows`, on at most `samples` images of each
+    group."""
+
+    folder: str
+    shadows: tuple[str, ...]
+    samples: int
+
+
+@record
 class Series:
     """One line of a picture: (x, y) points, and the x up to which the run's own settings allow it."""
 
@@ -379,5 +390,6 @@ ACTS: Mapping[str, type[Any]] = {
     "picture": PictureOrder,
     "price": PriceOrder,
     "audit": AuditOrder,
+    "shadows": ShadowsOrder,
 }
 """The order that each act takes."""
