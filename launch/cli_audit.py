@@ -28,6 +28,9 @@ def audit(
         bool, typer.Option("--planted", help="Also train a twin of the run with canaries, noise and a backdoor, and attack it.")
     ] = False,
     canaries: Annotated[int, typer.Option("--canaries", min=1, help="Canaries of --planted, each with its own coin.")] = 200,
+    shadows: Annotated[
+        int, typer.Option("--shadows", min=0, help="Also train the run again at so many other seeds, for likelihood ratios.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Attack a finished run's models: relearning, a second decoder, extraction, beside the retrained model."""
@@ -37,10 +40,10 @@ def audit(
         from launch.acts import carry_out
         from launch.local import refuse_erased, refuse_other_batch
         from launch.show import print_json, print_table
+        from pipeline.audit_orders import AuditOrder
         from pipeline.config import read_batch, resolve, run_folder
         from pipeline.errors import GateFailed
         from pipeline.findings import Audit
-        from pipeline.orders import AuditOrder
         from pipeline.requests import batch_digest
 
         config = dataclasses.replace(resolve(run, overrides), methods={})
@@ -48,12 +51,16 @@ def audit(
         folder = run_folder(config, batch)
         refuse_other_batch(folder, batch_digest(batch))
         refuse_erased(folder)
+        speech = sys.stderr if as_json else sys.stdout
+        say = lambda line: print(line, file=speech, flush=True)  # noqa: E731
         if planted:
             from launch.planted import audit_planted
 
-            speech = sys.stderr if as_json else sys.stdout
-            say = lambda line: print(line, file=speech, flush=True)  # noqa: E731
             audit_planted(config, batch, folder, canaries=canaries, samples=samples, say=say, to_stderr=as_json)
+        if shadows:
+            from launch.shadows import attack_with_shadows
+
+            attack_with_shadows(config, batch, shadows, samples=samples, say=say, to_stderr=as_json)
         found = carry_out("audit", AuditOrder(config=config, folder=folder, samples=samples), Audit, to_stderr=as_json)
         if as_json:
             print_json(found)

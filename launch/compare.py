@@ -24,7 +24,7 @@ from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, join, publish_bytes, read_bytes
 
-__all__ = ["Comparison", "command", "compare_methods", "run_of_seed", "run_one_seed"]
+__all__ = ["Comparison", "command", "compare_methods", "prefixed", "run_of_seed", "run_one_seed"]
 
 NOTE = "failure.json"
 
@@ -49,10 +49,10 @@ class _Failure:
     mark: str
 
 
-def run_of_seed(config: RunConfig, number: int) -> RunConfig:
-    """The run of a comparison's seed: its number-th, from the run's own on."""
+def run_of_seed(config: RunConfig, number: int, kind: str = "compare") -> RunConfig:
+    """The run of a comparison's seed, or of another `kind` of run at several seeds: its number-th, from the run's own on."""
     seed = config.seed + number
-    return dataclasses.replace(config, name=f"{config.name}-compare-s{seed}", seed=seed)
+    return dataclasses.replace(config, name=f"{config.name}-{kind}-s{seed}", seed=seed)
 
 
 def command(run: str, overrides: list[str], methods: str, seeds: int, budget: Budget) -> str:
@@ -86,7 +86,7 @@ def compare_methods(
     current: list[str] = []
     for number in range(seeds):
         own = run_of_seed(config, number)
-        compared, did, was = _one_seed(own, batch, say=_prefixed(say, f"seed {own.seed}"), to_stderr=to_stderr)
+        compared, did, was = _one_seed(own, batch, say=prefixed(say, f"seed {own.seed}"), to_stderr=to_stderr)
         runs.append(compared)
         ran += [f"{own.seed}/{name}" for name in did]
         current += [f"{own.seed}/{name}" for name in was]
@@ -120,10 +120,11 @@ def run_one_seed(
         UnlearnError: what refused or failed and is not one method's own fault.
     """
     own = run_of_seed(config, number)
-    return _one_seed(own, batch, say=_prefixed(say, f"seed {own.seed}"), to_stderr=to_stderr)
+    return _one_seed(own, batch, say=prefixed(say, f"seed {own.seed}"), to_stderr=to_stderr)
 
 
-def _prefixed(say: Say, prefix: str) -> Say:
+def prefixed(say: Say, prefix: str) -> Say:
+    """Say each line with the prefix."""
     return lambda line: say(f"{prefix}: {line}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -173,7 +174,7 @@ def remove_parts(folder: str) -> None:
             shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bool = False) -> Outcome:
+def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bool = False, before: str = "") -> Outcome:
     """Run all stages that are not up to date, each in its own process group.
 
     Args:
@@ -181,6 +182,7 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
         batch: its requests.
         say: takes one line of progress at a time.
         to_stderr: keep standard output free, for JSON.
+        before: the stage that the chain ends before; empty: none.
 
     Raises:
         UnlearnError: what refused or failed, as the worker named it.
@@ -189,8 +191,9 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
     folder = run_folder(config, batch)
     refuse_other_batch(folder, batch_digest(batch))
     refuse_erased(folder)
-    names = tuple(spec.name for spec in chain_for(config))
-    if exists(join(folder, "config.yaml")) and not stages_to_run(config, folder):
+    chain = tuple(itertools.takewhile(lambda spec: spec.name != before, chain_for(config)))
+    names = tuple(spec.name for spec in chain)
+    if exists(join(folder, "config.yaml")) and all(current_receipt(config, folder, spec) for spec in chain):
         return Outcome(folder=folder, ran=(), current=names)
     check_parts(config, to_stderr=to_stderr)
     machine, ran = torchrun.resources(config.launch), list[str]()
@@ -203,7 +206,7 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
         remove_parts(folder)
         try:
             prepare_folder(config, batch, folder)
-            for spec in chain_for(config):
+            for spec in chain:
                 if current_receipt(config, folder, spec):
                     say(f"{spec.name}: up to date")
                     continue

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from launch.acts import carry_out
 from launch.local import Say, run_chain
+from pipeline.audit_orders import PlantedOrder
 from pipeline.config import RunConfig, packaged_section, read_run, run_folder
 from pipeline.errors import ConfigError, Preempted, StorageError, UnlearnError
 from pipeline.findings import Found
-from pipeline.orders import PlantedOrder
 from pipeline.records import DeletionRequest, RequestBatch, Selector
 from pipeline.requests import PLANTED, batch_digest
 from pipeline.storage import create_bytes, exists, join, remove_tree

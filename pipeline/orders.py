@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
 from pipeline.records import RequestBatch, record
 
 __all__ = [
     "ACTS",
-    "AuditOrder",
     "BatchOrder",
     "Budget",
     "CompareAnswer",
@@ -32,7 +32,6 @@ __all__ = [
     "PhaseFacts",
     "PictureAnswer",
     "PictureOrder",
-    "PlantedOrder",
     "PriceAnswer",
     "PriceOrder",
     "ProbeOrder",
@@ -327,24 +326,6 @@ class PriceAnswer:
 
 
 @record
-class AuditOrder:
-    """Attack the models of a finished run, with at most `samples` forget images of each group."""
-
-    config: RunConfig
-    folder: str
-    samples: int
-
-
-@record
-class PlantedOrder:
-    """Score what was planted in `twin`, the twin of the finished run in `folder`, with at most `samples` images an attack."""
-
-    folder: str
-    twin: str
-    samples: int
-
-
-@record
 class Series:
     """One line of a picture: (x, y) points, and the x up to which the run's own settings allow it."""
 
@@ -390,5 +371,6 @@ ACTS: Mapping[str, type[Any]] = {
     "price": PriceOrder,
     "audit": AuditOrder,
     "planted": PlantedOrder,
+    "shadows": ShadowsOrder,
 }
 """The order that each act takes."""

@@ -14,13 +14,13 @@ import logging
 from pipeline.acts.audit_publish import publish_page
 from pipeline.acts.audit_store import further_parts, kept_part, kept_picture
 from pipeline.acts.battery import ATTACKS, Battery
+from pipeline.audit_orders import AuditOrder
 from pipeline.chain import stage
 from pipeline.config import RuleConfig
 from pipeline.decode import canonical, digest
 from pipeline.errors import ConfigError, StorageError
 from pipeline.evaluation.summary import REFERENCE
 from pipeline.findings import Audit, Finding, Found, Tier, Verdict
-from pipeline.orders import AuditOrder
 from pipeline.report.verdict import audit_figures, judge
 from pipeline.stages.evaluate import load_subjects
 from pipeline.stages.phase import Phase

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import component
+from pipeline.audit_orders import PlantedOrder
 from pipeline.chain import read_receipt, stage
 from pipeline.config import read_run
 from pipeline.data import planting
@@ -37,7 +38,6 @@ from pipeline.evaluation.relearn import Views
 from pipeline.evaluation.summary import REFERENCE
 from pipeline.findings import Finding, Found
 from pipeline.models.base import ImageModel
-from pipeline.orders import PlantedOrder
 from pipeline.stages.evaluate import load_subjects
 from pipeline.stages.phase import Phase, choose
 from pipeline.stages.runner import Job

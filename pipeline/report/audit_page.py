@@ -31,8 +31,8 @@ TITLES: Mapping[str, tuple[str, str]] = {
         "Noise was added to images to forget. Does the model’s gradient still follow it?",
     ),
     "backdoor": ("Backdoor", "Images with a trigger were taught a pattern. Does the trigger still bring it up?"),
-    "likelihood ratio": (
-        "Likelihood ratio",
+    "shadows": (
+        "Likelihood ratio with shadow runs",
         "Are an image’s errors those of models that forgot it, or of ones without it?",
     ),
 }

@@ -3,9 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 
+from launch import acts, shadows
+from launch.cli import app
 from launch.cli_audit import audit, finding_rows
-from pipeline.findings import Audit, Finding
+from pipeline.findings import Audit, Finding, Found
 from tests.support.command import unlearn
 from tests.support.runs import prepare, write_run_file
 
@@ -50,3 +53,24 @@ def test_a_planted_audit_of_given_weights_is_refused_with_the_cure(tmp_path: Pat
     done = unlearn("audit", str(write_run_file(tmp_path, original="/weights.safetensors")), "--planted")
     assert done.returncode == 2 and "planting needs a training" in done.stderr
     assert "cure: audit a run with original=train" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], []), (["--shadows", "3"], [(3, 50)])])
+def test_shadows_are_attacked_with_before_the_audit_that_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: list[tuple[int, int]]
+) -> None:
+    told: list[Any] = []
+    made = Audit(run_id="r", weights_sha256="0", findings=(UNKNOWN,), passed=None, words="nothing", confidence=0.95)
+
+    def attack(config: Any, batch: Any, count: int, *, samples: int, **_: Any) -> Found:
+        told.append((count, samples))
+        return Found(findings=())
+
+    def carry_out(*given: Any, **_: Any) -> Audit:
+        told.append(given[0])
+        return made
+
+    monkeypatch.setattr(shadows, "attack_with_shadows", attack)
+    monkeypatch.setattr(acts, "carry_out", carry_out)
+    done = typer.testing.CliRunner().invoke(app, ["audit", str(write_run_file(tmp_path)), "--samples", "50", *words])
+    assert done.exit_code == 0 and told == [*expected, "audit"], done.output

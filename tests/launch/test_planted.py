@@ -10,11 +10,11 @@ import pytest
 from launch import planted
 from launch.planted import KEY_FILE, audit_planted, twin_of
 from pipeline import component
+from pipeline.audit_orders import PlantedOrder
 from pipeline.config import RunConfig, read_batch, read_run, resolve, run_folder
 from pipeline.decode import canonical
 from pipeline.errors import ConfigError, Preempted, StorageError
 from pipeline.findings import Found
-from pipeline.orders import PlantedOrder
 from pipeline.records import RequestBatch
 from pipeline.requests import PLANTED, parse
 from pipeline.storage import publish_bytes

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.acts import audit
+from pipeline.audit_orders import AuditOrder
 from pipeline.config import read_run
 from pipeline.findings import Audit
-from pipeline.orders import AuditOrder
 from pipeline.report import page
 from tests.support.distributed import run_distributed
 from tests.support.finished import finish

@@ -14,11 +14,11 @@ from launch.local import prepare_folder
 from launch.planted import KEY_FILE, twin_of
 from pipeline.acts import planted
 from pipeline.acts.audit_store import further_parts
+from pipeline.audit_orders import PlantedOrder
 from pipeline.config import read_run, run_folder
 from pipeline.errors import StorageError
 from pipeline.evaluation.grid import CELL
 from pipeline.findings import Finding, Found
-from pipeline.orders import PlantedOrder
 from pipeline.requests import parse
 from pipeline.storage import create_bytes, publish_bytes
 from tests.support.distributed import run_distributed
