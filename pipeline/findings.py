@@ -1,4 +1,4 @@
-"""What an audit found, and what training can prove of itself, as records that pass between workers, stages and the command line."""
+"""What an audit found and what training can prove of itself, as records between workers, stages and the command line."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Series:
     """The figures behind a finding, for its pictures: ROC curve and null distribution.
 
     own: a score of each image in the model under attack (or of images that it was trained on) · other: what these are told from,
-    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of the
-    attack's statistic where nothing is left to find · observed: the statistic itself.
+    the same score in the retrained model (or of images it never saw); higher means more like a member in both · null: draws of
+    the attack's statistic where nothing is left to find · observed: the statistic itself.
     """
 
     attack: str
@@ -123,7 +123,7 @@ class TrainingOrder:
 
 @record
 class Exactness:
-    """Whether weights were trained without the forgotten samples, by proof and not by measurement; and what the proof rests on."""
+    """Whether weights were trained without the forgotten samples, by proof and not by measurement, and what it rests on."""
 
     granted: bool
     words: str

@@ -36,8 +36,8 @@ def slice_seed(seed: int, number: int, slices: int) -> int:
 def passes_of(epochs: int, slices: int) -> tuple[int, ...]:
     """Passes of each stage over its slices, at least one.
 
-    Stage r reads r slices a pass, and all stages together read `epochs * slices` slices, as training in one stage does. SISA gives
-    each stage 2 * epochs / (slices + 1) passes; what that leaves over goes to the last stages, which see most samples.
+    Stage r reads r slices a pass, and all stages together read `epochs * slices` slices, as training in one stage does. SISA
+    gives each stage 2 * epochs / (slices + 1) passes; what that leaves over goes to the last stages, which see most samples.
 
     Raises:
         ValueError: too few epochs for a pass each.
@@ -114,11 +114,9 @@ class _Prefix(Samples):
     """The first slices; rows are read and chosen when they are wanted."""
 
     def __init__(self, whole: Samples, cuts: list[_Cut], upto: int) -> None:
-        first = {
-            number: min((key for key in cut.first[:upto] if key is not None), default=None) for number, cut in enumerate(cuts)
-        }
+        keys = {number: [key for key in cut.first[:upto] if key is not None] for number, cut in enumerate(cuts)}
         self._whole = whole
-        self._homes = sorted((number for number, key in first.items() if key is not None), key=lambda number: str(first[number]))
+        self._homes = sorted((number for number in keys if keys[number]), key=lambda number: min(keys[number]))
         self._rows = [np.flatnonzero(cuts[number].numbers <= upto) for number in self._homes]
         segments = [
             dataclasses.replace(whole.segments[number], samples=len(rows), bytes=int(cuts[number].sizes[:upto].sum()))

@@ -30,7 +30,7 @@ CONDITIONS = {
     "E2": "training began at random weights, or at weights that are proved to have seen none of the samples",
     "E3": "no phase of the method read a forgotten sample",
     "E4": "nothing else that the weights are made of holds a forgotten sample",
-    "E5": "no setting was chosen on forgotten samples",
+    "E5": "no setting was chosen anew with the forgotten samples at hand",
     "E6": "no retained sample has the bytes of a forgotten one",
     "E7": "the released weights are those at the end of this training",
 }
@@ -44,14 +44,16 @@ class Found:
 
     order: ledger of the released weights, or None · original: that of the original · sets: number and digest of the retained
     samples in slices 1 to r, for each r of `order`, made from the index · settings: digest of the run's training settings ·
-    inputs: see `named_inputs` · declared: who answers for what · share: of retraining's length · reads_forget: what the last
-    phase's receipt says · phases: of the method, that ran · released: sha256 of the released weights.
+    given: the original's weights were made elsewhere · inputs: see `named_inputs` · declared: who answers for what · share: of
+    retraining's length · reads_forget: what the last phase's receipt says · phases: of the method, that ran · released: sha256 of
+    the released weights.
     """
 
     order: TrainingOrder | None
     original: TrainingOrder | None
     sets: Sequence[tuple[int, str]]
     settings: str
+    given: bool
     inputs: Sequence[str]
     declared: Mapping[str, str]
     share: float
@@ -126,7 +128,8 @@ def _start(found: Found) -> Assumption:
     faults = []
     if [(item.samples, item.set_digest, item.weights.sha256) for item in theirs] != same:
         faults.append("the slices that were kept are not those of the original's ledger")
-    seen = f"the original's weights after slice {order.kept} of {order.slices}, whose set is that of retained samples"
+    said = "by the ledger that lies beside the given weights" if found.given else "by the ledger of this run"
+    seen = f"the original's weights after slice {order.kept} of {order.slices}, whose set is that of retained samples {said}"
     return _made("E2", faults, seen)
 
 
@@ -166,7 +169,7 @@ def _settings(found: Found) -> Assumption:
     who = found.declared.get("settings", "")
     if faults and who:
         return _made("E5", [], f"{'; '.join(faults)}; declared by {who}", "declared")
-    return _made("E5", faults, "they are those of the original's training, to the last one")
+    return _made("E5", faults, "they are those of the original's training; how that came by them is not looked at")
 
 
 def _copies(found: Found) -> Assumption:

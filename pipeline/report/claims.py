@@ -35,7 +35,7 @@ BEYOND = (
 
 
 def claims(facts: dict[str, Any]) -> dict[str, Any]:
-    """`tier` (E exact, C certified, A audited), `words`, `reasons` (why no certificate), `may_say` (measured statements), `not_claimed`,
+    """`tier` (E exact, C certified, A audited), `words`, `reasons` (why no more), `may_say` (measured statements), `not_claimed`,
     `limits` (of these tests)."""
     certificate, exactness = facts.get("certificate") or {}, facts.get("exactness") or {}
     granted, exact = bool(certificate.get("granted")), bool(exactness.get("granted"))

@@ -18,7 +18,7 @@ from pipeline.findings import TrainingOrder
 from pipeline.stages.runner import Job, read_verified
 from pipeline.storage import exists, hash_file, join, publish_bytes, read_bytes, relative
 
-__all__ = ["adopt", "known", "order_file", "read_order", "rewind_point", "settings_of", "write_order"]
+__all__ = ["adopt", "known", "order_file", "read_order", "refuse_unknown", "rewind_point", "settings_of", "write_order"]
 
 SETTINGS = ("model", "task", "images", "stream", "train")
 """Sections that decide what training makes of its samples. The engine's decide how fast."""

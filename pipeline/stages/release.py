@@ -94,6 +94,7 @@ def _exactness(job: Job, receipts: Mapping[str, Receipt], released: FileRef) -> 
         original=known(job, "train", order_file("original")),
         sets=Slicing(read_samples(job.folder, manifest, "retain"), seed=order.seed, slices=order.slices).sets if order else (),
         settings=settings_of(job.config),
+        given=job.config.original != "train",
         inputs=exactness.named_inputs(job.config),
         declared=section.get("declared") or {},
         share=float((section.get("retain") or {}).get("share", 1.0)),
