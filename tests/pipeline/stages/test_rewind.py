@@ -36,7 +36,10 @@ FIELDS: dict[str, Any] = {
     "train": {"slices": 3},
     "method": {"component": "rewind", "retain": {"latest": None}},
     "reference": "none",
+    "evaluation": {"bootstrap": 20, "max_samples": 20, "extractor_samples": 20, "grid_images": 1},
 }
+ALONE = "alone.safetensors"
+"""The original without its run folder."""
 WEIGHTS = ("slice-1/model.safetensors", "slice-2/model.safetensors", "model.safetensors")
 
 
@@ -45,9 +48,8 @@ class _Killed(Exception):
 
 
 def _train(run: str, split: str) -> None:
-    config, ranks = read_run(run), group()
-    job = Job(spec=stage("train", config), config=config, folder=run, rank=ranks.rank, world_size=ranks.world_size)
-    train(job, weights="original", split=split, given="train")
+    config = read_run(run)
+    train(Job(spec=stage("train", config), config=config, folder=run), weights="original", split=split, given="train")
 
 
 def _interrupted(run: str) -> dict[str, int]:
@@ -75,26 +77,39 @@ def _interrupted(run: str) -> dict[str, int]:
     return steps
 
 
-def _body(run: str, twin: str, scratch: str, given: str, alone: str, late: str) -> dict[str, Any]:
-    ranks, found = group(), {}
-    run_stages(run, "shard")
-    if ranks.rank == 0:
-        for copy in (twin, scratch):
-            shutil.copytree(run, copy)
-    ranks.barrier()
-    run_stages(run, *(spec.name for spec in chain_for(read_run(run))[1:]))
-    found["steps"] = _interrupted(twin)
-    _train(scratch, "retain")
-    run_stages(given, "shard", "train", "retain")
-    run_stages(late, "shard", "train", "retain")
-    if ranks.rank == 0:
-        Path(alone, "checkpoints").mkdir(parents=True)
-        shutil.copy(f"{run}/checkpoints/original/model.safetensors", f"{alone}/checkpoints/model.safetensors")
-    ranks.barrier()
+def _refused(run: str, file: str, old: bytes, new: bytes) -> str:
+    """What retention says to a file of the run in which something was changed; the file is restored."""
+    path = Path(run, file)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(old, new, 1) if old else content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        run_stages(alone, "shard", "train")
+        run_stages(run, "retain")
+    except IntegrityError as fault:
+        return fault.message
+    finally:
+        path.write_bytes(content)
+    return ""
+
+
+def _body(places: dict[str, str]) -> dict[str, Any]:
+    found, run = {}, places["run"]
+    run_stages(run, "shard")
+    for copy in ("twin", "scratch"):
+        shutil.copytree(run, places[copy])
+    run_stages(run, *(spec.name for spec in chain_for(read_run(run))[1:]))
+    found["steps"] = _interrupted(places["twin"])
+    _train(places["scratch"], "retain")
+    for other in ("given", "early"):
+        run_stages(places[other], "shard", "train", "retain")
+    shutil.copy(f"{run}/checkpoints/original/model.safetensors", Path(run).parent / ALONE)
+    try:
+        run_stages(places["alone"], "shard", "train")
     except ConfigError as fault:
         found["refusal"] = fault.message
+    Path(places["given"], "receipts/retain.json").unlink()
+    Path(places["given"], order_file("unlearned")).unlink()
+    found["changed ledger"] = _refused(places["given"], "order/original.json", b'"slices":3', b'"slices":4')
+    found["changed weights"] = _refused(places["given"], f"../{Path(run).name}/checkpoints/original/{WEIGHTS[1]}", b"", b"")
     return found
 
 
@@ -107,15 +122,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     original, out = f"{run}/checkpoints/original/model.safetensors", Path(run).parent
     found: dict[str, Any] = {"run": run, "twin": str(out / "twin"), "scratch": str(out / "scratch")}
     found["given"] = prepare(place, source=source, **FIELDS, name="given", original=original)
-    alone = Path(prepare(place, source=source, **FIELDS, name="alone", original="placeholder"))
-    found["alone"] = prepare(place, source=source, **FIELDS, name="alone", original=f"{alone}/checkpoints/model.safetensors")
-    # The same original, of which other samples are forgotten: those of the first slice leave nothing to go back to.
+    found["alone"] = prepare(place, source=source, **FIELDS, name="alone", original=str(out / ALONE))
     early = [key for key in KEYS if slice_of(key, seed=SEED, slices=3) == 1][:1]
     fields = {**FIELDS, "requests": [{"request_id": "r2", "keys": early}]}
     found["early"] = prepare(place, source=source, **fields, name="early", original=original)
-    names = ("run", "twin", "scratch", "given", "alone", "early")
-    found |= run_distributed(_body, 2, *(found[name] for name in names))[0]
-    return found
+    return found | run_distributed(_body, 1, found)[0]
 
 
 def _weights(run: str, name: str = "original", file: str = "model.safetensors") -> bytes:
@@ -193,27 +204,6 @@ def test_a_forgotten_sample_in_the_first_slice_leaves_random_weights(runs: dict[
     assert _weights(runs["early"], "unlearned", WEIGHTS[0]) != _weights(runs["run"], file=WEIGHTS[0])
 
 
-def _refused(run: str) -> str:
-    for receipt in ("retain", "evaluate", "release"):
-        Path(run, "receipts", f"{receipt}.json").unlink(missing_ok=True)
-    try:
-        run_stages(run, "retain")
-    except IntegrityError as fault:
-        return fault.message
-    return ""
-
-
-def test_a_changed_ledger_and_changed_weights_are_refused(runs: dict[str, Any], tmp_path: Path) -> None:
-    shutil.copytree(Path(runs["run"]).parent, tmp_path / "out")
-    run = tmp_path / "out" / Path(runs["run"]).name
-    ledger, weights = run / "order/original.json", run / "checkpoints/original/slice-2/model.safetensors"
-    original = ledger.read_bytes()
-    ledger.write_bytes(original.replace(b'"slices":3', b'"slices":4'))
-    (first,) = run_distributed(_refused, 1, str(run))
-    assert "order/original.json" in first
-    ledger.write_bytes(original)
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    (second,) = run_distributed(_refused, 1, str(run))
-    assert "slice-2/model.safetensors" in second
+def test_a_changed_ledger_and_changed_weights_are_refused(runs: dict[str, Any]) -> None:
+    assert "order/original.json" in runs["changed ledger"]
+    assert "slice-2/model.safetensors" in runs["changed weights"]
