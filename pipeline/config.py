@@ -139,6 +139,15 @@ class TrainConfig:
     """Linear rise to the peak."""
     weight_decay: NotNegativeFloat = 0.0
     """AdamW's decoupled decay."""
+    slices: Positive = 1
+    """Stages of training, each on one slice of the samples more than the one before; the weights between them are kept, and
+    `method=rewind` goes back to them. `epochs` stays the number of reads by sample, on average."""
+
+    def __post_init__(self) -> None:
+        """Refuse more slices than can each be read once."""
+        if self.slices > 2 * self.epochs - 1:
+            message = f"train.slices: {self.slices} slices of {self.epochs} epochs leave some stage without a pass"
+            raise ConfigError(message, f"set train.slices to {2 * self.epochs - 1} at most, or train.epochs higher")
 
 
 @record

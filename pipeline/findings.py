@@ -1,11 +1,11 @@
-"""What an audit found and what a verdict decided, as records that pass between workers, reports and the command line."""
+"""What an audit found, what training can prove of itself, and what a verdict decided: records between all floors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
 
-from pipeline.records import record
+from pipeline.records import Assumption, FileRef, PhaseOutcome, record
 
 __all__ = [
     "AUDITED",
@@ -13,12 +13,15 @@ __all__ = [
     "OVER",
     "TIERS",
     "Audit",
+    "Exactness",
     "Finding",
     "Found",
     "Judged",
     "Says",
     "Series",
     "Tier",
+    "TrainedSlice",
+    "TrainingOrder",
     "Verdict",
 ]
 
@@ -153,3 +156,62 @@ class Audit:
     confidence: float
     verdict: Verdict = Verdict(outcome="no rules")
     schema: Literal["audit/1"] = "audit/1"
+
+
+@record
+class TrainedSlice:
+    """One stage of training: what the weights at its end have seen.
+
+    samples: in this slice and all before it · set_digest: of exactly these, keys and contents, in any order; see
+    `pipeline.data.slices` · seed: of their order · outcome: of the stage alone · weights: relative to the folder that holds
+    `order/`, where they lie below the output folder.
+    """
+
+    samples: int
+    set_digest: str
+    seed: int
+    outcome: PhaseOutcome
+    weights: FileRef
+
+
+@record
+class TrainingOrder:
+    """The data-order ledger of one file of weights: in which slices its samples were read, and what each stage left behind.
+
+    Which sample is in which slice is a function of its key and `seed`, so no key stands here, and deleting a sample moves no
+    other one.
+    """
+
+    weights: str
+    """Name of the weights."""
+    split: str
+    slices: int
+    """Slices of the whole training; `trained` has fewer while it is under way."""
+    seed: int
+    """Of the slices and of the initial weights."""
+    settings: str
+    """Digest of all that decides the weights beside samples and seed."""
+    inputs: tuple[str, ...]
+    """Fields of the configuration that name weights made elsewhere."""
+    kept: int
+    """Slices that were taken over from an earlier training; the others were trained on from there."""
+    trained: tuple[TrainedSlice, ...]
+    mark: str
+    """Digest of the stage's configuration and inputs: whether it may go on from here."""
+    schema: Literal["training-order/1"] = "training-order/1"
+
+
+@record
+class Exactness:
+    """Whether weights were trained without the forgotten samples, by proof and not by measurement, and what it rests on."""
+
+    granted: bool
+    words: str
+    route: Literal["retrain", "rewind"]
+    conditions: tuple[Assumption, ...]
+    schema: Literal["exactness/1"] = "exactness/1"
+
+    @property
+    def failed(self) -> tuple[Assumption, ...]:
+        """Conditions that do not hold."""
+        return tuple(item for item in self.conditions if item.state == "failed")

@@ -92,14 +92,14 @@ Loss = Callable[[nn.Module, Any], Losses]
 class PhasePlan:
     """One phase of a method, as the stages carry it out.
 
-    reads: streams in the order in which the loss gets their batches (alone, or as a tuple) · batch_sizes: global, one a
-    stream · passes: over the first stream, or `share`: of the samples of retraining · trains: the modules that move, all
-    without it · start: from the weights of the phase before, or from random ones · as_training: with
-    batch size, learning rate and warm-up of the run's training · prepare: is offered one pass of forget batches before the
-    first step, may move parameters or put hooks on them, and returns the sample gradients it took · bounds: largest allowed
-    value of measures · levels: the level to reach of each group, and `reached` how much of it ends phase 1 · retain_floor:
-    phase 1 goes back to its last good state where unseen retained images lose more than this factor of the original's loss ·
-    noise: standard deviation of Gaussian noise on each weight at the end.
+    reads: streams in the order in which the loss gets their batches (alone, or as a tuple) · batch_sizes: global, one a stream
+    · passes: over the first stream, or `share`: of the samples of retraining · trains: the modules that move, all without it ·
+    start: from the weights of the phase before, from random ones, or from those of training that have seen no forget image,
+    `latest` slices of it at most · as_training: with batch size, learning rate and warm-up of the run's training · prepare: is
+    offered one pass of forget batches before the first step, may move parameters or put hooks on them, and returns the sample
+    gradients it took · bounds: largest allowed value of measures · levels: the level to reach of each group, and `reached` how
+    much of it ends phase 1 · retain_floor: phase 1 goes back to its last good state where unseen retained images lose more than
+    this factor of the original's loss · noise: standard deviation of Gaussian noise on each weight at the end.
     """
 
     loss: Loss
@@ -112,7 +112,8 @@ class PhasePlan:
     passes: int | None = None
     share: float | None = None
     trains: Callable[[ImageModel], Iterable[nn.Module]] | None = None
-    start: Literal["before", "random"] = "before"
+    start: Literal["before", "random", "rewind"] = "before"
+    latest: int | None = None
     as_training: bool = False
     prepare: Callable[[ImageModel, Iterator[Batch]], int] | None = None
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from pipeline.config import PositiveFloat
 from pipeline.methods.base import LossContext, PhasePlan, plain_loss
+from pipeline.privacy.exactness import Declarable
 from pipeline.records import record
 
 __all__ = ["Config", "Retrain", "build"]
@@ -24,6 +26,8 @@ class Config:
     """One phase from random weights."""
 
     retain: RetrainingConfig = RetrainingConfig()
+    declared: Mapping[Declarable, str] = dataclasses.field(default_factory=dict)
+    """Who answers for what is not measured: NAME by `inputs` (weights made elsewhere hold no forgotten image) or `settings`."""
 
 
 class Retrain:

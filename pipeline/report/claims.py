@@ -35,14 +35,14 @@ BEYOND = (
 
 
 def claims(facts: dict[str, Any]) -> dict[str, Any]:
-    """`tier` (C certified; empty: measured only, since an audit comes later), `words`, `reasons` (why no certificate), `may_say`
+    """`tier` (E exact, C certified; empty: measured, since an audit comes later), `words`, `reasons` (why no more), `may_say`
     (measured statements), `not_claimed`, `limits` (of these tests), `closeness` (a label and a text, or None)."""
-    certificate = facts.get("certificate") or {}
-    granted = bool(certificate.get("granted"))
+    certificate, exactness = facts.get("certificate") or {}, facts.get("exactness") or {}
+    granted, exact = bool(certificate.get("granted")), bool(exactness.get("granted"))
     return {
-        "tier": "C" if granted else "",
-        "words": _certified(certificate) if granted else WORDS,
-        "reasons": [] if granted else [*_withheld(certificate), *_reasons(facts)],
+        "tier": "E" if exact else "C" if granted else "",
+        "words": exactness["words"] if exact else _certified(certificate) if granted else WORDS,
+        "reasons": [] if exact or granted else [*_inexact(exactness), *_withheld(certificate), *_reasons(facts)],
         "may_say": _may_say(facts),
         "limits": _limits(facts),
         "closeness": _closeness(facts),
@@ -58,6 +58,11 @@ def _certified(certificate: dict[str, Any]) -> str:
         f"certified at (ε = {certificate['epsilon']:.4g}, δ = {certificate['delta']:.3g}), for the released weights taken alone, "
         f"with respect to {certificate['reference']}"
     )
+
+
+def _inexact(exactness: dict[str, Any]) -> list[str]:
+    failed = [item for item in exactness.get("conditions", ()) if item["state"] == "failed"]
+    return [f"The model is not shown to be trained without these samples. {item['name']}, {item['text']}." for item in failed]
 
 
 def _withheld(certificate: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.decode import digest, plain
+from pipeline.findings import Exactness
 from pipeline.privacy.gaussian import tight_epsilon
 from pipeline.records import Calibration, Certificate, Evaluations, FileRef, Manifest, MetricResult, PhaseOutcome, Receipt
 from pipeline.report.claims import claims
@@ -51,6 +52,8 @@ class Evidence:
     weights: FileRef
     certificate: Certificate | None = None
     """None: the run has no certified phase."""
+    exactness: Exactness | None = None
+    """None: the run's method does not train without the samples."""
 
 
 def build_facts(evidence: Evidence) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def build_facts(evidence: Evidence) -> dict[str, Any]:
         "cost": _cost(evidence),
         "certificate": plain(evidence.certificate) if evidence.certificate else None,
         "closeness": _closeness(evidence),
+        "exactness": plain(evidence.exactness) if evidence.exactness else None,
         "figures": [
             {"subject": item.subject, **plain(result)} for item in evidence.evaluations.evaluations for result in item.results
         ],

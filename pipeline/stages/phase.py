@@ -61,15 +61,16 @@ class Phase:
     """The parts of a run, opened for one phase of one stage.
 
     Args:
-        name: of the phase; seeds, metrics and checkpoints go by it.
+        name: of the phase; metrics and checkpoints go by it, and without `seed` the seed too.
+        seed: of initial weights and sample order.
     """
 
-    def __init__(self, job: Job, name: str) -> None:
+    def __init__(self, job: Job, name: str, *, seed: int | None = None) -> None:
         self.job, self.name = job, name
         self.group: ProcessGroup = group()
         self.manifest = read_manifest(job)
         self.task: Task = component.build("task", job.config.task)
-        self.seed = int(sha256_text(f"{job.config.seed}|{name}")[:8], 16)
+        self.seed = int(sha256_text(f"{job.config.seed}|{name}")[:8], 16) if seed is None else seed
         self.context = LossContext(
             task=self.task,
             device=self.group.device,
@@ -169,11 +170,19 @@ class Phase:
         engine = self.job.config.engine
         return Backend(model, engine=engine, optimizer=optimizer, micro_batch=micro, group=self.group, noisy=noisy)
 
+    @property
+    def mark(self) -> str:
+        """Digest of the stage's configuration and inputs: what was saved under another one is not gone on from."""
+        return digest([config_digest(self.job.config, self.job.spec), inputs_of(self.job.folder, self.job.spec)])
+
+    def checkpoints(self) -> Checkpoints:
+        """The phase's own."""
+        return Checkpoints(self.job.home, self.name, config_digest=self.mark, group=self.group, fence=fence)
+
     def fit(self, backend: Backend, feed: Feed, loss: Callable[..., Any], *, steps: int, guard: Guard) -> tuple[TrainState, str]:
         """Run the loop to its end and publish the metrics."""
         engine = self.job.config.engine
-        mark = digest([config_digest(self.job.config, self.job.spec), inputs_of(self.job.folder, self.job.spec)])
-        self._checkpoints = Checkpoints(self.job.home, self.name, config_digest=mark, group=self.group, fence=fence)
+        self._checkpoints = self.checkpoints()
         every = min(engine.log_steps, max(1, steps // CURVE_POINTS))  # short phases are drawn too
         telemetry = Telemetry(self.job.home, self.name, every=every, group=self.group)
         try:
@@ -191,11 +200,11 @@ class Phase:
         finally:
             telemetry.close()
 
-    def finish(
+    def outcome(
         self, state: TrainState, reason: str, *, parameters: int = 0, coverage: tuple[Coverage, ...] = (), **losses: float
     ) -> PhaseOutcome:
-        """Publish `phases/<name>.json` and remove sharded checkpoints; the caller has published the weights."""
-        outcome = PhaseOutcome(
+        """How the phase ended, as a record."""
+        return PhaseOutcome(
             phase=self.name,
             reason=reason,
             steps=state.step,
@@ -206,8 +215,21 @@ class Phase:
             coverage=coverage,
             losses={**state.measures, **losses},
         )
+
+    def finish(self, state: TrainState, reason: str, **more: Any) -> PhaseOutcome:
+        """Publish the `outcome` as `phases/<name>.json` and `close`; the caller has published the weights."""
+        return self.conclude(self.outcome(state, reason, **more))
+
+    def conclude(self, outcome: PhaseOutcome) -> PhaseOutcome:
+        """Publish an outcome as `phases/<name>.json` and `close`."""
         if self.job.first:
             publish_bytes(self.job.path(self.job.own(f"phases/{self.name}.json")), canonical(outcome))
+        self.close()
+        log.info("%s: ended after %d steps: %s", self.name, outcome.steps, outcome.reason)
+        return outcome
+
+    def close(self) -> None:
+        """Remove sharded checkpoints, and end the reading."""
         if self._checkpoints is not None:
             self._checkpoints.clear()
         for feed in self._feeds:
@@ -215,8 +237,6 @@ class Phase:
         for reader in self._readers:
             reader.close()
         rest()  # the first rank still hashes what was published, and no other waits for it
-        log.info("%s: ended after %d steps: %s", self.name, state.step, reason)
-        return outcome
 
     def outputs(self, *weights: str) -> tuple[str, ...]:
         """The files a finished phase has published, relative to the run folder."""

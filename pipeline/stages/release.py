@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.chain import PHASES as METHOD_PHASES
 from pipeline.chain import read_receipt, weights_before
+from pipeline.data.samples import read_samples
+from pipeline.data.slices import Slicing
 from pipeline.decode import canonical
 from pipeline.errors import IntegrityError, StorageError
+from pipeline.findings import Exactness
+from pipeline.privacy import exactness
 from pipeline.privacy.certificate import judge
 from pipeline.privacy.mechanism import certify_config
 from pipeline.records import Calibration, Certificate, Evaluations, FileRef, NoisyMeasures, PhaseOutcome, Receipt
 from pipeline.report import card, page
 from pipeline.report.facts import PHASES, Evidence, build_facts
+from pipeline.stages.ledger import known, order_file, settings_of
 from pipeline.stages.runner import Job, Result, read_manifest, read_record
 from pipeline.storage import HashingWriter, exists, open_read, publish, publish_bytes, read_bytes
 
@@ -38,6 +44,7 @@ def run(job: Job) -> Result:
     receipts = {name: receipt for name in job.spec.needs if (receipt := read_receipt(job.folder, name)) is not None}
     published = {ref.uri: ref for receipt in receipts.values() for ref in receipt.outputs}
     phases = {name: read_record(job, PhaseOutcome, uri) for name in PHASES if (uri := f"phases/{name}.json") in published}
+    weights = _copy_weights(job, published)
     evidence = Evidence(
         config=job.config,
         manifest=read_manifest(job),
@@ -45,8 +52,9 @@ def run(job: Job) -> Result:
         evaluations=read_record(job, Evaluations, "evaluation.json"),
         phases=phases,
         receipts=receipts,
-        weights=_copy_weights(job, published),
+        weights=weights,
         certificate=_certificate(job, receipts),
+        exactness=_exactness(job, receipts, weights),
     )
     facts = build_facts(evidence)
     material = _material(job, published)
@@ -71,6 +79,31 @@ def _certificate(job: Job, receipts: Mapping[str, Receipt]) -> Certificate | Non
     reads = () if retain is None else ("retain", *(["forget"] if retain.facts.get("reads_forget", True) else []))
     measures = read_record(job, NoisyMeasures, "certify.json")
     return judge(config, measures, read_manifest(job), retention_reads=reads)
+
+
+def _exactness(job: Job, receipts: Mapping[str, Receipt], released: FileRef) -> Exactness | None:
+    """Whether a method that trains without the forgotten samples did so; None: the run's method does not."""
+    section = job.config.method
+    route = exactness.ROUTES.get(section["component"])
+    if route is None:
+        return None
+    manifest, order = read_manifest(job), known(job, "retain", order_file("unlearned"))
+    retained = receipts.get("retain")
+    found = exactness.Found(
+        order=order,
+        original=known(job, "train", order_file("original")),
+        sets=Slicing(read_samples(job.folder, manifest, "retain"), seed=order.seed, slices=order.slices).sets if order else (),
+        settings=settings_of(job.config),
+        given=job.config.original != "train",
+        inputs=exactness.named_inputs(job.config),
+        declared=section.get("declared") or {},
+        share=float((section.get("retain") or {}).get("share", 1.0)),
+        reads_forget=retained is None or bool(retained.facts.get("reads_forget", True)),
+        phases=[name for name in METHOD_PHASES if name in receipts],
+        manifest=manifest,
+        released=released.sha256,
+    )
+    return exactness.judge(route, found)
 
 
 def render_again(job: Job, *, without: Collection[str]) -> FileRef:

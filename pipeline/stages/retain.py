@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.stages.rewind import rewind
 from pipeline.stages.runner import Job, Result
 from pipeline.stages.unlearning import carry_out, open_method
 
@@ -9,6 +10,9 @@ __all__ = ["run"]
 
 
 def run(job: Job) -> Result:
-    """Fine-tune and publish the unlearned model."""
+    """Fine-tune, or train from a proven start, and publish the unlearned model."""
     opened = open_method(job)
-    return carry_out(opened, opened.method.retention(), weights="unlearned", guard=None)
+    plan = opened.method.retention()
+    if plan.start == "rewind":
+        return rewind(job, plan.latest)
+    return carry_out(opened, plan, weights="unlearned", guard=None)

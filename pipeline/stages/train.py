@@ -1,14 +1,13 @@
-"""Train the original model on all images, or take the weights that the run names."""
+"""Train the original model on all images, or take the weights that the run names; either way with its data-order ledger."""
 
 from __future__ import annotations
 
-from pipeline.engine.backend import OptimizerConfig
+from pipeline.data.slices import Slicing
 from pipeline.engine.checkpoint import TrainState, load_weights, save_weights
-from pipeline.engine.guard import Guard
-from pipeline.errors import CheckpointError
-from pipeline.methods.base import plain_loss
+from pipeline.stages.ledger import adopt, order_file, refuse_unknown, write_order
 from pipeline.stages.phase import Phase
 from pipeline.stages.runner import Job, Result
+from pipeline.stages.sliced import train_slices, whole
 
 __all__ = ["run", "train"]
 
@@ -21,31 +20,26 @@ def run(job: Job) -> Result:
 def train(job: Job, *, weights: str, split: str, given: str) -> Result:
     """Train on a split, or adopt the weights at the URI `given`, checked for architecture and finite values."""
     phase = Phase(job, job.spec.module)
-    model = phase.model()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     if given not in ("train", "retrain"):
-        load_weights(model, given)
-        if job.first:
-            save_weights({name: tensor.cpu() for name, tensor in model.state_dict().items()}, job.folder, weights)
-        outcome = phase.finish(TrainState(), "given", parameters=parameters)
-        return Result(outputs=(phase.outputs()[0], f"checkpoints/{weights}/model.safetensors"), facts=phase.facts(outcome))
-    settings = job.config.train
-    feed = phase.feed(model, (phase.samples(split), settings.batch_size))
-    steps = settings.epochs * feed.streams[0].steps_per_pass
-    optimizer = OptimizerConfig(
-        learning_rate=settings.learning_rate,
-        steps=steps,
-        warmup_steps=settings.warmup_steps,
-        weight_decay=settings.weight_decay,
-    )
-    backend = phase.backend(model, feed, optimizer)
-    state, reason = phase.fit(backend, feed, plain_loss(phase.context), steps=steps, guard=Guard())
-    if reason != "budget":
-        raise CheckpointError(f"{job.spec.name}: training failed: {reason}", "lower train.learning_rate and run again")
-    full = backend.weights()
+        return _take(phase, weights, given)
+    slicing = Slicing(phase.samples(split), seed=phase.seed, slices=job.config.train.slices)
+    order = train_slices(phase, slicing, weights=weights)
+    outcome = phase.conclude(whole(phase, order, order.trained[-1].outcome.reason))
+    files = [item.weights.uri for item in order.trained]
+    return Result(outputs=phase.outputs(*files, order_file(weights)), facts=phase.facts(outcome))
+
+
+def _take(phase: Phase, weights: str, given: str) -> Result:
+    """Given weights, and the ledger where one lies beside them."""
+    job, model = phase.job, phase.model()
+    load_weights(model, given)
+    order = adopt(given, home=job.home, output=job.config.output, weights=weights)
+    if weights == "original" and job.config.method["component"] == "rewind" and not job.config.methods:
+        refuse_unknown(order, job.config)  # now, and not after the reference was trained
     if job.first:
-        save_weights(full, job.folder, weights)
-    coverage = feed.streams[0].coverage(split, passes=settings.epochs, seen=state.seen[0], digest=state.digests[0])
-    outcome = phase.finish(state, reason, parameters=parameters, coverage=(coverage,))
-    backend.close()
-    return Result(outputs=phase.outputs(f"checkpoints/{weights}/model.safetensors"), facts=phase.facts(outcome))
+        save_weights({name: tensor.cpu() for name, tensor in model.state_dict().items()}, job.folder, weights)
+        if order is not None:
+            write_order(job.home, order)
+    outcome = phase.finish(TrainState(), "given", parameters=sum(parameter.numel() for parameter in model.parameters()))
+    files = [f"checkpoints/{weights}/model.safetensors", *([order_file(weights)] if order is not None else [])]
+    return Result(outputs=(phase.outputs()[0], *files), facts=phase.facts(outcome))

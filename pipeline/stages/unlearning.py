@@ -14,16 +14,21 @@ from torch import Tensor, nn
 from pipeline import component
 from pipeline.chain import weights_before
 from pipeline.data.samples import Samples
+from pipeline.data.slices import Slicing
 from pipeline.data.stream import Batch, Feed
 from pipeline.engine.backend import OptimizerConfig
 from pipeline.engine.checkpoint import TrainState, save_weights
 from pipeline.engine.guard import Guard
 from pipeline.engine.watchdog import beat
+from pipeline.findings import TrainedSlice
 from pipeline.methods.base import Method, PhasePlan
 from pipeline.models.base import ImageModel
-from pipeline.records import Calibration, Coverage
+from pipeline.records import Calibration, Coverage, PhaseOutcome
+from pipeline.stages.ledger import order_file, write_order
 from pipeline.stages.phase import Phase, retrain_steps
 from pipeline.stages.runner import Job, Result, read_record
+from pipeline.stages.sliced import begun
+from pipeline.storage import hash_file, join
 
 __all__ = ["Opened", "carry_out", "open_method"]
 
@@ -125,13 +130,29 @@ def carry_out(
             moved = {"moved": _perturb(full, phase.loaded(*weights_before(job.spec)), plan.noise), "noise": plan.noise}
         save_weights(full, job.home, weights)
     coverage: tuple[Coverage, ...] = ()
-    if plan.passes:
+    if plan.passes or (plan.as_training and state.step % per_pass == 0):
         passes = -(-state.step // per_pass)
         coverage = (feed.streams[0].coverage(plan.reads[0], passes=passes, seen=state.seen[0], digest=state.digests[0]),)
     state = dataclasses.replace(state, sample_gradients=state.sample_gradients + spent)
+    files = [file]
+    if plan.start == "random":
+        whole = phase.outcome(state, reason, parameters=parameters, coverage=coverage)
+        files.append(_ledger(phase, parts[0], weights, whole))
     outcome = phase.finish(state, reason, parameters=parameters, coverage=coverage, **moved)
     backend.close()
-    return Result(outputs=phase.outputs(file), facts={**phase.facts(outcome), "reads_forget": "forget" in plan.reads})
+    return Result(outputs=phase.outputs(*files), facts={**phase.facts(outcome), "reads_forget": "forget" in plan.reads})
+
+
+def _ledger(phase: Phase, samples: Samples, weights: str, outcome: PhaseOutcome) -> str:
+    """Publish what a training from random weights has read; returns the file. Its samples are one slice."""
+    job, slicing = phase.job, Slicing(samples, seed=phase.seed, slices=1)
+    if job.first:
+        file = f"checkpoints/{weights}/model.safetensors"
+        ref = dataclasses.replace(hash_file(join(job.home, file)), uri=file)
+        seen = slicing.sets[0]
+        trained = TrainedSlice(samples=seen.samples, set_digest=seen.digest, seed=phase.seed, outcome=outcome, weights=ref)
+        write_order(job.home, dataclasses.replace(begun(phase, slicing, weights), trained=(trained,)))
+    return job.own(order_file(weights))
 
 
 def _perturb(weights: dict[str, Tensor], before: ImageModel, noise: float) -> float:

@@ -21,6 +21,7 @@ TESTED_ELSEWHERE = {
     f"pipeline/stages/{name}.py": "tests/pipeline/stages/test_phases.py"
     for name in ("calibrate", "forget", "phase", "retain", "train", "runner")
 } | {
+    "pipeline/stages/sliced.py": "tests/pipeline/stages/test_rewind.py",
     "pipeline/__main__.py": "tests/journeys/test_faults.py",
     "pipeline/engine/probe.py": "tests/pipeline/engine/test_distributed.py",
     "pipeline/methods/base.py": "tests/pipeline/methods/test_decouple.py",

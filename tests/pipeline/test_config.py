@@ -65,6 +65,7 @@ def test_every_packaged_run_decodes_and_the_demo_has_its_batch() -> None:
         ("shards.near_bits=16", r"shards\.near_bits"),
         ("shards.near_bits=-1", r"shards\.near_bits"),
         ("shards.near_bit=3", "near_bit: unknown field .*did you mean 'near_bits'"),
+        ("train.slices=12", r"train\.slices: 12 slices of 2 epochs"),
         ("stream.lanes=0", r"stream\.lanes"),
         ("stream.block_bytes=0", r"stream\.block_bytes"),
         ("stream.window=0", r"stream\.window"),

@@ -58,3 +58,21 @@ def test_a_certificate_that_is_withheld_names_the_assumption_and_no_epsilon():
     assert made["tier"] == "" and made["words"] == "measured; no certificate"
     assert made["reasons"] == ["A certificate was asked for and is withheld. A10, nobody declared it."]
     assert not any("ε =" in line for line in (*made["limits"], *made["reasons"]))
+
+
+EXACT = {
+    "granted": True,
+    "words": "trained without these samples",
+    "conditions": [
+        {"name": "E1", "state": "checked", "text": "every stage"},
+        {"name": "E4", "state": "failed", "text": "model.folder may hold some"},
+    ],
+}
+
+
+def test_exactness_comes_before_a_certificate_and_without_it_its_failed_conditions_are_reasons():
+    made = claims({**facts("plain", 0.4), "exactness": EXACT, "certificate": CERTIFICATE, "table": []})
+    assert (made["tier"], made["words"], made["reasons"]) == ("E", "trained without these samples", [])
+    made = claims({**facts("plain", 0.4), "exactness": {**EXACT, "granted": False, "words": ""}})
+    assert made["tier"] == "" and made["words"] == "measured; no certificate"
+    assert "E4, model.folder may hold some." in made["reasons"][0] and not any("E1" in reason for reason in made["reasons"])
