@@ -26,15 +26,9 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "second_decoder": ("Second decoder", "Can the hidden pixels be read off the frozen encoder, by a decoder of our own?"),
     "extraction": ("Extraction", "Is a completion nearer to the image’s own truth than to those of others of its kind?"),
     "canary": ("Canaries", "A coin decided which planted images were trained on. Do the losses tell how the coins fell?"),
-    "gaussian poison": (
-        "Gaussian poison",
-        "Noise was added to images to forget. Does the model’s gradient still follow it?",
-    ),
+    "poison": ("Gaussian poison", "Noise was added to images to forget. Does the model’s gradient still follow it?"),
     "backdoor": ("Backdoor", "Images with a trigger were taught a pattern. Does the trigger still bring it up?"),
-    "likelihood ratio": (
-        "Likelihood ratio",
-        "Are an image’s errors those of models that forgot it, or of ones without it?",
-    ),
+    "shadows": ("Likelihood ratio", "Are an image’s errors those of models that forgot it, or of ones without it?"),
 }
 VERDICTS: Mapping[str, tuple[str, str]] = {
     "still there": ("found", "Something of the images is still in the model. This refutes forgetting."),
