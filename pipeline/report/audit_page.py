@@ -39,6 +39,7 @@ VERDICTS: Mapping[str, tuple[str, str]] = {
 }
 """Short and whole, for what a finding says of the unlearned model."""
 BLUNT = "The model that was driven too far on purpose is not found either: of over-forgetting this attack says nothing."
+LIKE_KEPT = "The model is apart from its reference here, but as far apart on unseen kept images, so it is not laid to these."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,6 +112,8 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
     far = next((item for item in rows if item.subject == OVER), None)
     if own and own.says == "not told apart" and far and far.says != "over-forgotten":
         words += f" {BLUNT}"
+    if own and own.says in ("not told apart", "no power") and _apart(own):
+        words += f" {LIKE_KEPT}"
     measures = list(dict.fromkeys(item.measure for item in rows if item.measure))
     return {
         "title": title,
@@ -124,6 +127,11 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
         "bounded": any(item.epsilon_low is not None for item in rows),
         "plots": _plots(f"{title}, {group}", rows, [item for item in drawn if _of(item) == (attack, group)]),
     }
+
+
+def _apart(row: Finding) -> bool:
+    """Whether the interval lies beside 0."""
+    return row.low is not None and row.high is not None and not row.low <= 0 <= row.high
 
 
 def _of(item: Drawn) -> tuple[str, str]:
@@ -160,7 +168,7 @@ def _null(subject: str, rows: Sequence[Finding], series: Sequence[Series]) -> li
     kept = next((_kept(item, first) for item in rows if item.subject == first.subject), None)
     picture = null_histogram(np.array(first.null), observed, kept=kept, statistic=first.statistic, subject=subject)
     hint = "Bars: what chance among these images gives where nothing is left. A line far outside them is more than that chance"
-    hint += "; inside the shade, two trainings alone may differ as much." if kept else "."
+    hint += f"; in the shade, unseen kept images set the {first.subject} model apart as much." if kept else "."
     return [("Where nothing is left", picture, hint)]
 
 
