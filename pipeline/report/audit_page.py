@@ -26,15 +26,9 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "second_decoder": ("Second decoder", "Can the hidden pixels be read off the frozen encoder, by a decoder of our own?"),
     "extraction": ("Extraction", "Is a completion nearer to the image’s own truth than to those of others of its kind?"),
     "canary": ("Canaries", "A coin decided which planted images were trained on. Do the losses tell how the coins fell?"),
-    "poison": (
-        "Gaussian poison",
-        "Noise was added to images to forget. Does the model’s gradient still follow it?",
-    ),
+    "poison": ("Gaussian poison", "Noise was added to images to forget. Does the model’s gradient still follow it?"),
     "backdoor": ("Backdoor", "Images with a trigger were taught a pattern. Does the trigger still bring it up?"),
-    "shadows": (
-        "Likelihood ratio with shadow runs",
-        "Are an image’s errors those of models that forgot it, or of ones without it?",
-    ),
+    "shadows": ("Likelihood ratio", "Are an image’s errors those of models that forgot it, or of ones without it?"),
 }
 VERDICTS: Mapping[str, tuple[str, str]] = {
     "still there": ("found", "Something of the images is still in the model. This refutes forgetting."),
@@ -52,6 +46,7 @@ CLAIMS: Mapping[str, str] = {
 }
 """By the audit's tier."""
 BLUNT = "The model that was driven too far on purpose is not found either: of over-forgetting this attack says nothing."
+LIKE_KEPT = "The model is apart from its reference here, but as far apart on unseen kept images, so it is not laid to these."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +121,8 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
     far = next((item for item in rows if item.subject == OVER), None)
     if own and own.says == "not told apart" and far and far.says != "over-forgotten":
         words += f" {BLUNT}"
+    if own and own.says in ("not told apart", "no power") and _apart(own):
+        words += f" {LIKE_KEPT}"
     measures = list(dict.fromkeys(item.measure for item in rows if item.measure))
     return {
         "title": title,
@@ -139,6 +136,11 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
         "bounded": any(item.epsilon_low is not None for item in rows),
         "plots": _plots(f"{title}, {group}", rows, [item for item in drawn if _of(item) == (attack, group)]),
     }
+
+
+def _apart(row: Finding) -> bool:
+    """Whether the interval lies beside 0."""
+    return row.low is not None and row.high is not None and not row.low <= 0 <= row.high
 
 
 def _of(item: Drawn) -> tuple[str, str]:
@@ -175,7 +177,7 @@ def _null(subject: str, rows: Sequence[Finding], series: Sequence[Series]) -> li
     kept = next((_kept(item, first) for item in rows if item.subject == first.subject), None)
     picture = null_histogram(np.array(first.null), observed, kept=kept, statistic=first.statistic, subject=subject)
     hint = "Bars: what chance among these images gives where nothing is left. A line far outside them is more than that chance"
-    hint += "; inside the shade, two trainings alone may differ as much." if kept else "."
+    hint += f"; in the shade, unseen kept images set the {first.subject} model apart as much." if kept else "."
     return [("Where nothing is left", picture, hint)]
 
 

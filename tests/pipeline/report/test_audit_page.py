@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.findings import OVER, Audit, Finding, Series
 from pipeline.report import audit_page
-from pipeline.report.audit_page import BLUNT, VERDICTS, Drawn, render
+from pipeline.report.audit_page import BLUNT, LIKE_KEPT, VERDICTS, Drawn, render
 from pipeline.report.plots import Picture
 from tests.pipeline.report.test_page import HOSTILE, Reader
 
@@ -118,6 +118,13 @@ def test_an_attack_can_refute_and_never_prove():
 def test_a_pass_that_is_blind_to_over_forgetting_says_so():
     assert BLUNT in page(line(), line(OVER, "not told apart", 0.0))[0]
     assert BLUNT not in page(*ALL)[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "says", "told"), [(0.5, "not told apart", True), (0.5, "still there", False), (0.01, "no power", False)]
+)
+def test_a_model_that_is_apart_on_kept_images_too_is_said_to_be(value, says, told):
+    assert (LIKE_KEPT in page(line(says=says, value=value))[0]) == told
 
 
 def test_epsilon_is_spoken_of_only_where_it_was_bounded():
