@@ -84,7 +84,9 @@ class Planted:
         """See `ImageSource.training`: the run's images in their order, with the canaries spread among them.
 
         Raises:
-            ConfigError: an image of the run may not be read any more.
+            ConfigError: an image to forget has a tombstone, a retained one a key that begins with `planted-`, or there are more
+                canaries than the run's classes can hide.
+            IntegrityError: a shard is not what it was when it was indexed.
         """
         forget = self._forget()
         own, canaries = self._changed(forget), list(self._canaries())
@@ -128,6 +130,9 @@ class Planted:
         backdoor = planting.place_backdoor(component.build("task", self.run.task), size=size, channels=channels)
         for item in _stored(read_samples(self.folder, self.manifest, "original")):
             part = parts.get(item.key)
+            if part is None and item.key.startswith(PLANTED):
+                message = f"{self.folder}: retained images have keys that begin with '{PLANTED}', as what is planted does"
+                raise ConfigError(message, "rename these images in the source, and run again")
             if part is None:
                 yield item
                 continue

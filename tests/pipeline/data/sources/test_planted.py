@@ -124,6 +124,12 @@ def test_images_with_tombstones_are_not_trained_on_again(run: str) -> None:
         Path(stones.uri).unlink()
 
 
+def test_a_retained_key_that_looks_planted_is_refused(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted, "PLANTED", "train-")
+    with pytest.raises(ConfigError, match="retained images have keys that begin with 'train-'"):
+        list(source(run).training())
+
+
 def test_a_shard_that_was_changed_is_refused(run: str) -> None:
     made = source(run)
     samples = read_samples(run, made.manifest, "original")
