@@ -234,7 +234,8 @@ class _Attacks:
         chosen = [
             choose(held_out, seed, int(limit), held_out.labels == label) for label, limit in zip(labels, limits, strict=True)
         ]
-        rows = np.sort(np.concatenate([np.empty(0, dtype=np.int64), *chosen]))
+        alike = np.isin(np.arange(len(held_out)), np.concatenate([np.empty(0, dtype=np.int64), *chosen]))
+        rows = choose(held_out, seed, self._samples, alike)
         if len(rows) < LEAST:
             return None
         clean = self._fetch(held_out, rows)
