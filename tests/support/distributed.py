@@ -26,7 +26,6 @@ from typing import Any
 
 import pytest
 
-
 ON_CPU = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 """Also on a machine with GPUs; libraries read it when they are loaded."""
 # What a rank of a stage loads sooner or later, some of it only when its optimizer or its telemetry is made.
