@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from pipeline.data.images import encode_png
+from pipeline.errors import ConfigError, UnlearnError
+from pipeline.stages.runner import run_stage
 from tests.support.command import unlearn
-from tests.support.runs import write_run_file
+from tests.support.runs import prepare, write_run_file
 from tests.support.shards import make_shard
 
 
@@ -53,15 +56,28 @@ def test_unknown_component(tmp_path: Path) -> None:
     refused(tmp_path, 2, "no model is called 'autoencodr'", "autoencoder", model={"component": "autoencodr"})
 
 
-def test_unknown_label_and_key_and_prefix(tmp_path: Path) -> None:
+def test_unknown_label(tmp_path: Path) -> None:
     refused(tmp_path, 2, "shape 9", requests=[{"label": "shape 9"}])
-    refused(tmp_path, 2, "train-999999", requests=[{"keys": ["train-000001", "train-999999"]}])
-    refused(tmp_path, 2, "nobody/", requests=[{"prefix": "nobody/"}])
 
 
-def test_empty_request_and_request_for_everything(tmp_path: Path) -> None:
+def test_no_request(tmp_path: Path) -> None:
     refused(tmp_path, 2, "no request", requests=[])
-    refused(tmp_path, 2, "train", requests=[{"prefix": "train"}])
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        ({"keys": ["train-000001", "train-999999"]}, "train-999999"),
+        ({"prefix": "nobody/"}, "nobody/"),
+        ({"prefix": "train"}, "train"),
+    ],
+    ids=["unknown key", "unknown prefix", "everything"],
+)
+def test_what_the_first_stage_refuses(tmp_path: Path, request_: dict[str, object], word: str) -> None:
+    """Without the command, which says every refusal alike."""
+    with pytest.raises(ConfigError, match=word) as caught:
+        run_stage("shard", prepare(tmp_path, requests=[request_]))
+    assert caught.value.cure
 
 
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
@@ -90,6 +106,19 @@ def without(ending: str) -> Callable[[Path], None]:
     return make
 
 
+def with_bad_shard(folder: Path, fault: Callable[[Path], None]) -> dict[str, object]:
+    """What a run file says of a source with a bad shard beside a good one."""
+    shards = folder / "shards"
+    shards.mkdir()
+    make_shard(shards / "good.tar", sound(20, "a"))
+    make_shard(shards / "unseen.tar", sound(20, "u"))
+    fault(shards / "bad.tar")
+    (folder / "place").mkdir()
+    training = [str(shards / "good.tar"), str(shards / "bad.tar")]
+    source = {"component": "webdataset", "training": training, "unseen": [str(shards / "unseen.tar")]}
+    return {"requests": [{"keys": ["a1"]}], "source": source}
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -102,24 +131,16 @@ def without(ending: str) -> Callable[[Path], None]:
     ids=["truncated", "zero bytes", "no samples", "no image", "no label"],
 )
 def test_broken_shards(tmp_path: Path, fault: Callable[[Path], None], words: tuple[str, ...]) -> None:
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    make_shard(shards / "good.tar", sound(20, "a"))
-    make_shard(shards / "unseen.tar", sound(20, "u"))
-    fault(shards / "bad.tar")
-    source = {
-        "component": "webdataset",
-        "training": [str(shards / "good.tar"), str(shards / "bad.tar")],
-        "unseen": [str(shards / "unseen.tar")],
-    }
-    (tmp_path / "place").mkdir()
-    run_file = write_run_file(tmp_path / "place", requests=[{"keys": ["a1"]}], source=source)
-    done = unlearn("run", str(run_file))
-    assert done.returncode == 3, (done.returncode, done.stderr)
-    assert done.stderr.startswith("error: ")
-    assert all(word in done.stderr for word in words), done.stderr
-    assert "Traceback" not in done.stderr
-    assert left_behind(tmp_path / "place") == ["run.yaml"]
+    changes = with_bad_shard(tmp_path, fault)
+    with pytest.raises(UnlearnError) as caught:
+        run_stage("shard", prepare(tmp_path / "place", **changes))
+    assert caught.value.exit_code == 3 and all(word in str(caught.value) for word in words), caught.value
+    assert not list((tmp_path / "place").rglob("source.json")), "the source is not taken for indexed"
+
+
+def test_a_broken_shard_ends_a_run_before_it_leaves_anything(tmp_path: Path) -> None:
+    changes = with_bad_shard(tmp_path, without("png"))
+    refused(tmp_path / "place", 3, "bad.tar", "b4", **changes)
     assert not list((tmp_path / "place").rglob("source.json")), "the source is not taken for indexed"
 
 
@@ -137,8 +158,6 @@ def test_a_folder_of_another_batch_is_not_touched(copy: Path) -> None:
     other = write_run_file(copy.parents[1], requests=[{"request_id": "x", "label": "shape 2"}])
     plan = unlearn("plan", str(other), "--json")
     assert plan.returncode == 0, plan.stderr
-    import json
-
     wanted = Path(json.loads(plan.stdout)["folder"])
     os.rename(copy, wanted)
     before = {path: path.read_bytes() for path in wanted.rglob("*") if path.is_file()}

@@ -14,9 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.chain import chain_for
+from pipeline.config import read_run
 from pipeline.data.images import encode_png
 from tests.support.command import unlearn
-from tests.support.runs import write_run_file
+from tests.support.distributed import run_distributed
+from tests.support.runs import prepare, run_stages, write_run_file
 from tests.support.shards import make_shard
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -89,16 +92,16 @@ def test_from_a_request_to_the_proof_that_its_images_are_gone(tmp_path: Path) ->
     requests = tmp_path / "deletions.csv"
     requests.write_text(f"request_id,kind,value\nr1,prefix,{PERSON}/\nr2,key,{SINGLE}\n")
     section = {"component": "webdataset", "training": [f"{source}/train-*.tar"], "unseen": [f"{source}/unseen.tar"]}
-    run_file = write_run_file(
-        tmp_path,
-        source=section,
-        requests=str(requests),
-        reference="none",
-        method={"level": {"images": 0.3}},
-        train={"epochs": 1},
-        launch={"ranks": 1},
-        evaluation={"bootstrap": 20},
-    )
+    fields: dict[str, Any] = {
+        "source": section,
+        "requests": str(requests),
+        "reference": "none",
+        "method": {"level": {"images": 0.3}},
+        "train": {"epochs": 1},
+        "launch": {"ranks": 1},
+        "evaluation": {"bootstrap": 20},
+    }
+    run_file = write_run_file(tmp_path, **fields)
     order = ("index", "webdataset", f"training=[{source}/train-*.tar]", f"unseen=[{source}/unseen.tar]", "--out", str(out))
 
     # What there is, what would be done, and no stream reads the images any more.
@@ -111,9 +114,14 @@ def test_from_a_request_to_the_proof_that_its_images_are_gone(tmp_path: Path) ->
     assert said("tombstone", str(run_file)).startswith(f"{len(forgotten)} images are skipped from now on: ")
     assert answer(*order)["generation"] == 1
 
-    # Unlearned, and still there.
+    # Unlearned, by all stages in one process: what is told of a run that is made stage by stage is another story.
+    run = Path(prepare(tmp_path, **fields))
+    stages = [spec.name for spec in chain_for(read_run(str(run)))]
+    run_distributed(run_stages, 1, str(run), *stages)
     done = answer("run", str(run_file))
-    run = Path(done["folder"])
+    assert (Path(done["folder"]), done["ran"]) == (run, [])
+
+    # And still there.
     assert run.name == plan["run_id"]
     before = holders(tmp_path, forgotten) - {requests.name}
     assert {"source/train-0.tar", "source/train-1.tar", "source/train-person.tar"} <= before

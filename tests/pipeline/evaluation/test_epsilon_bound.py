@@ -219,9 +219,9 @@ def test_nothing_is_shown_by_chance_by_errors_or_by_no_guess():
 
 
 def test_a_hundred_thousand_canaries_take_less_than_two_seconds():
-    started = time.perf_counter()
+    started = time.process_time()
     found = one_run_epsilon(canaries=100_000, guesses=100_000, right=90_000, delta=1e-6)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert 2.15 < found < math.log(9)
 
 
