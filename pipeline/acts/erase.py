@@ -142,6 +142,8 @@ def _remaining(erasing: Erasing, job: Job) -> tuple[str, ...]:
     if erasing.swaps and not any(swap.in_place or swap.target == swap.old.uri for swap in erasing.swaps):
         left.append(f"the files that source '{job.config.source['component']}' was packed from: remove the images there")
     weights = [name for name in ("original", "forgotten") if exists(job.path("checkpoints", name, "model.safetensors"))]
+    if exists(job.path("checkpoints", "original", "slice-1", "model.safetensors")):
+        weights.append("original/slice-*")
     if weights:
         left.append(f"checkpoints/{' and '.join(weights)}: weights of models that saw the images")
     return tuple(left)
