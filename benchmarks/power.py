@@ -3,8 +3,8 @@
     python benchmarks/power.py --models 200 --trained 40        about a quarter of an hour on two cores
 
 Each model is a small auto-encoder on 1,200 images of Fashion-MNIST, 16 x 16 pixels. Models of kind "never trained" never saw the
-class to forget; each has weights and an order of its own, and is judged beside the next of them, so whatever an attack finds there
-is a false alarm. "Do nothing" releases models that saw the class as they are. "Ascent, plain retention" ascends to three times the
+class to forget. Each has weights and an order of its own and is judged beside the next of them, so whatever an attack finds is a
+false alarm. "Do nothing" releases models that saw the class as they are. "Ascent, plain retention" ascends to three times the
 class's error in a model without it, and then fine-tunes on kept images for a sixth of training.
 
 For the attacks that need something planted, the originals' class images carry noise, and canaries with coins lie among them.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decode import plain
 from pipeline.findings import AUDITED, MEASURED, OVER, TIERS, Audit, Finding, Series
 from pipeline.report.audit_plots import Rates, null_histogram, roc_curves
 from pipeline.report.page import environment
@@ -82,6 +83,7 @@ def render(audit: Audit, drawn: Sequence[Drawn], images: Mapping[str, bytes], pl
             bounded=any(attack["bounded"] for group in groups for attack in group["attacks"]),
             planted=planted,
             claim=CLAIMS[audit.tier],
+            judged=[plain(rule) for rule in audit.verdict.rules],
             measured=AUDITED | MEASURED,
         )
     )

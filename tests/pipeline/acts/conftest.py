@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline.acts import audit
 from pipeline.audit_orders import AuditOrder
 from pipeline.config import read_run
+from pipeline.decode import decode
 from pipeline.findings import Audit
 from pipeline.report import page
 from tests.support.distributed import run_distributed
@@ -25,18 +29,31 @@ def audit_order(run: str, samples: int = 60) -> AuditOrder:
 
 @pytest.fixture(scope="package")
 def audited_run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A finished run whose first group is large enough to be attacked; tests leave it as it is."""
-    source = {**TINY["source"], "samples": 400, "unseen_samples": 400}
-    train = {**TINY["train"], "epochs": 6}
-    run = prepare(tmp_path_factory.mktemp("audited"), source=source, train=train)
-    run_distributed(run_stages, 1, run, *STAGES)
-    return run
+    """A finished run whose first group is large enough to be attacked, audited; each worker has a copy that tests leave as it is.
+
+    All workers of a session share the work: whoever comes first does it.
+    """
+    own = tmp_path_factory.mktemp("audited")
+    session = tmp_path_factory.getbasetemp().parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+    shared = session / "audited-by-all"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            source = {**TINY["source"], "samples": 400, "unseen_samples": 400}
+            run = prepare(own, source=source, train={**TINY["train"], "epochs": 6})
+            run_distributed(run_stages, 1, run, *STAGES)
+            audit.run(audit_order(run))
+            shutil.copytree(Path(run).parent, shared)
+    (found,) = shared.glob("tiny-*")
+    copied = own / "copy"
+    shutil.copytree(shared, copied)
+    return str(copied / found.name)
 
 
 @pytest.fixture(scope="package")
 def audited(audited_run: str) -> Audit:
     """What an audit found of it; its files lie in the run's folder."""
-    return audit.run(audit_order(audited_run))
+    uri = f"{audited_run}/audit.json"
+    return decode(Audit, json.loads(Path(uri).read_bytes()), where=uri)
 
 
 @pytest.fixture(scope="package")

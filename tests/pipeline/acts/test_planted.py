@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -15,23 +13,30 @@ from launch.planted import KEY_FILE, twin_of
 from pipeline.acts import planted
 from pipeline.acts.audit_store import further_parts
 from pipeline.audit_orders import PlantedOrder
+from pipeline.chain import write_receipt
 from pipeline.config import read_run, run_folder
 from pipeline.errors import StorageError
 from pipeline.evaluation.grid import CELL
 from pipeline.findings import Finding, Found
+from pipeline.records import FileRef, Receipt
 from pipeline.requests import parse
-from pipeline.storage import create_bytes, publish_bytes
+from pipeline.storage import create_bytes
 from tests.support.distributed import run_distributed
 from tests.support.runs import TINY, prepare, run_stages
 
 STAGES = ("shard", "train", "retrain", "calibrate", "forget", "retain", "evaluate", "release")
 SECRET = bytes(range(100, 132))
+WEIGHTS = FileRef(uri="weights/model.safetensors", sha256="ab" * 32, bytes=1)
+RELEASED = Receipt(
+    stage="release", inputs={}, outputs=(WEIGHTS,), config_digest="", code_version="", world_size=1, started_at="", ended_at=""
+)
+"""All that is asked of the run itself: that it has ended, and with which weights."""
 
 
 def make_twin(run: str) -> None:
     """Cut the run's shards, say that it has ended, and make its twin; its own models are asked for by nobody here."""
     run_stages(run, "shard")
-    publish_bytes(f"{run}/receipts/release.json", b"{}")
+    write_receipt(run, RELEASED)
     twin, requests = twin_of(read_run(run), parse(TINY["requests"], where="test"), run, canaries=36)
     folder = run_folder(twin, requests)
     create_bytes(f"{folder}/{KEY_FILE}", SECRET)
@@ -73,10 +78,8 @@ def test_the_original_is_found_and_the_retrained_model_is_not(found: Found) -> N
 
 
 def test_an_audit_takes_up_what_was_found_as_long_as_the_weights_are_the_same(run: str, found: Found) -> None:
-    job, file = planted._job(run), Path(run, planted.FILE)
-    weights = json.loads(file.read_bytes())["weights_sha256"]
-    assert weights == hashlib.sha256(Path(run, "weights/model.safetensors").read_bytes()).hexdigest()
-    assert further_parts(job, weights) == {"planted": found}
+    job = planted._job(run)
+    assert further_parts(job, WEIGHTS.sha256) == {"planted": found}
     assert further_parts(job, "0" * 64) == {}
 
 
