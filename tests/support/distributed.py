@@ -82,7 +82,7 @@ def _child(
 
 
 def run_distributed(
-    body: Callable[..., Any], world_size: int = 2, *arguments: Any, timeout: float = 200.0, backend: str = "gloo"
+    body: Callable[..., Any], world_size: int = 2, *arguments: Any, timeout: float = 400.0, backend: str = "gloo"
 ) -> list[Any]:
     """Run `body(*arguments)` on `world_size` ranks; returns each rank's value, or fails with the first rank's traceback."""
     context = _forks() if backend == "gloo" else multiprocessing.get_context("spawn")

@@ -17,7 +17,7 @@ MODELS = {"autoencoder": "autoencoder", "mae": "mae_small", "vqgan": "vqgan_smal
 SMALLER = {
     "autoencoder": (),
     "mae_small": ("model.layers=1", "model.decoder_layers=1"),
-    "vqgan_small": ("model.block_out_channels=[16,32]", "model.layers=1", "model.decode_steps=2"),
+    "vqgan_small": ("model.block_out_channels=[16,32]", "model.layers=2", "model.decode_steps=2"),
     "inpainting_small": ("model.block_out_channels=[16,32]", "model.sample_steps=2"),
 }
 """A trace takes as long as a model has layers, whatever their sizes."""
