@@ -89,6 +89,9 @@ def _run(name: str, folder: str) -> None:
     if not stage(name, config).distributed:
         run_stage(name, folder)
         return
+    if not config.engine.compile:
+        # DeepSpeed decorates a function that is not called here, and that alone loads a compiler: a second or two on every rank.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # Already now: loading torch from a sick disk can take for ever.
     with watching(config.launch.timeout_seconds, f"{name}: start"):
         from pipeline.engine.distributed import join_group, leave_group

@@ -11,8 +11,8 @@ UNLEARN = [sys.executable, "-m", "launch"]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment with no terminal, where nothing is compiled: DeepSpeed would have each rank load a compiler."""
-    return {**os.environ, "COLUMNS": "200", "TORCHDYNAMO_DISABLE": "1", **more}
+    """This process's environment with no terminal."""
+    return {**os.environ, "COLUMNS": "200", **more}
 
 
 def unlearn(*arguments: str, cwd: Path | None = None, timeout: float = 500.0) -> subprocess.CompletedProcess[str]:
