@@ -146,6 +146,10 @@ def _remaining(erasing: Erasing, job: Job) -> tuple[str, ...]:
         weights.append("original/slice-*")
     if weights:
         left.append(f"checkpoints/{' and '.join(weights)}: weights of models that saw the images")
+    planted = job.path("audit", "planted.json")
+    if exists(planted):
+        twin = json.loads(read_bytes(planted)).get("twin", "")
+        left.append(f"{twin}: the planted twin of this run holds changed copies of the images: remove it and its packed source")
     return tuple(left)
 
 

@@ -55,6 +55,17 @@ def test_the_plan_touches_nothing_and_says_what_is_then_done(finished: Path) -> 
     assert proof.images == told.images and set(told.remaining) <= set(proof.remaining)
 
 
+def test_what_an_audit_and_a_sliced_training_left_is_named(finished: Path) -> None:
+    assert not any("twin" in line or "slice" in line for line in plan(finished).remaining)
+    (finished / "audit").mkdir()
+    (finished / "audit" / "planted.json").write_text(json.dumps({"twin": "tiny-planted-1a2b3c4d"}))
+    (finished / "checkpoints/original/slice-1").mkdir()
+    (finished / "checkpoints/original/slice-1/model.safetensors").write_bytes(b"weights")
+    told = plan(finished).remaining
+    assert any(line.startswith("tiny-planted-1a2b3c4d: the planted twin") for line in told)
+    assert any("original/slice-*" in line for line in told)
+
+
 def test_the_proof_is_sealed_true_and_makes_a_later_check_intact(finished: Path) -> None:
     before = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in place_of(finished).rglob("*") if path.is_file()}
     answer = do(finished)
