@@ -59,7 +59,7 @@ def test_what_an_audit_and_a_sliced_training_left_is_named(finished: Path) -> No
     assert not any("twin" in line or "slice" in line for line in plan(finished).remaining)
     (finished / "audit").mkdir()
     (finished / "audit" / "planted.json").write_text(json.dumps({"twin": "tiny-planted-1a2b3c4d"}))
-    (finished / "checkpoints/original/slice-1").mkdir()
+    (finished / "checkpoints/original/slice-1").mkdir(parents=True)
     (finished / "checkpoints/original/slice-1/model.safetensors").write_bytes(b"weights")
     told = plan(finished).remaining
     assert any(line.startswith("tiny-planted-1a2b3c4d: the planted twin") for line in told)
