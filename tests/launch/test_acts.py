@@ -139,7 +139,8 @@ def test_what_erase_says_before_and_after() -> None:
         **{"run_id": "r", "batch_digest": "d", "source": "s", "generation": 2, "images": 7, "removed": gone, "replaced": ()},
         **{"uploads_aborted": 0, "cached_ranges": 0, "swept": {}, "remaining": ("x",), "started_at": "", "ended_at": ""},
     )
-    first, left, last = erasure_lines(proof, "runs/r")
+    first, left, tier, last = erasure_lines(proof, "runs/r")
+    assert "tier D" in tier and "removed from storage" in tier
     assert first == "erased 7 images: 2 versions of files, 1.0 kB, are gone and were looked for again"
     assert (left, last) == ("not removed here: x", "source generation 2; proof: runs/r/erasure.json")
 

@@ -155,7 +155,8 @@ def steps(name, folder, rank, world_size):
     feed = Feed()
     feed.batch = lambda step: (time.sleep(0.01), step)[1]
     run(Path(folder), Slow(), feed, group(), steps=10**6, save_every=10**6)
-worker.read_run = lambda folder: SimpleNamespace(launch=SimpleNamespace(timeout_seconds=60))
+launch, engine = SimpleNamespace(timeout_seconds=60), SimpleNamespace(compile=False)
+worker.read_run = lambda folder: SimpleNamespace(launch=launch, engine=engine)
 worker.stage = lambda name, config: SimpleNamespace(distributed=True)
 worker.run_stage = steps
 sys.exit(worker.main(["train", sys.argv[1]]))

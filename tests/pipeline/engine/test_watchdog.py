@@ -54,7 +54,8 @@ def steps(name, folder, rank, world_size):
     none = SimpleNamespace(restore=lambda backend: None, save=lambda backend, state: None)
     telemetry = Telemetry(folder, name, every=1, group=group())
     run(Path(folder), Backend(), Feed(), group(), loss=loss, checkpoints=none, telemetry=telemetry)
-worker.read_run = lambda folder: SimpleNamespace(launch=SimpleNamespace(timeout_seconds=3))
+launch, engine = SimpleNamespace(timeout_seconds=3), SimpleNamespace(compile=False)
+worker.read_run = lambda folder: SimpleNamespace(launch=launch, engine=engine)
 worker.stage = lambda name, config: SimpleNamespace(distributed=True)
 worker.run_stage = steps
 sys.exit(worker.main(["train", sys.argv[1]]))
