@@ -46,6 +46,9 @@ CLAIMS: Mapping[str, str] = {
     "": "nothing beyond what was measured: no tier is reached",
 }
 """By the audit's tier."""
+LOOSE = ("relearn", "second_decoder")
+"""Attacks that found more in models without the images than their level allows; benchmarks/results/power.md."""
+ALONE = "By itself it is a reason to look: this attack raises more false alarms than its interval promises."
 BLUNT = "The model that was driven too far on purpose is not found either: of over-forgetting this attack says nothing."
 LIKE_KEPT = "The model is apart from its reference here, but as far apart on unseen kept images, so it is not laid to these."
 
@@ -99,7 +102,11 @@ def _counts(own: Sequence[Finding]) -> list[tuple[str, int, str]]:
     """Label, number and explanation of what the attacks say of the unlearned model."""
     says = [item.says for item in own]
     return [
-        ("found the images", says.count("still there") + says.count("over-forgotten"), "each refutes a claim of forgetting"),
+        (
+            "found the images",
+            says.count("still there") + says.count("over-forgotten"),
+            "each speaks against a claim of forgetting",
+        ),
         ("had power and found nothing", says.count("not told apart"), "which proves nothing"),
         ("void or not computed", says.count("no power") + says.count("not computed"), "these say nothing"),
     ]
@@ -120,6 +127,10 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
     rows = sorted(findings, key=lambda item: _place(item.subject))
     own = next((item for item in rows if item.subject == "unlearned"), None)
     short, words = VERDICTS[own.says] if own else VERDICTS["not computed"]
+    if attack in LOOSE and own and own.says in ("still there", "over-forgotten"):
+        words = (
+            f"{words.split('.')[0].replace('Something of the images is still', 'Something of the images seems to be')}. {ALONE}"
+        )
     far = next((item for item in rows if item.subject == OVER), None)
     if own and own.says == "not told apart" and far and far.says != "over-forgotten":
         words += f" {BLUNT}"

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.findings import OVER, Audit, Finding, Series
 from pipeline.report import audit_page
-from pipeline.report.audit_page import BLUNT, LIKE_KEPT, VERDICTS, Drawn, render
+from pipeline.report.audit_page import ALONE, BLUNT, LIKE_KEPT, VERDICTS, Drawn, render
 from pipeline.report.plots import Picture
 from tests.pipeline.report.test_page import HOSTILE, Reader
 
@@ -99,9 +99,15 @@ def test_an_attack_that_was_not_computed_says_why_and_has_no_table():
 
 @pytest.mark.parametrize("says", sorted(VERDICTS))
 def test_each_verdict_is_in_words(says):
-    text, _ = page(line(says=says))
+    text, _ = page(line(says=says, attack="extraction"))
     short, words = VERDICTS[says]
-    assert f"<h3>Relearning: {short}</h3>" in text and words in text
+    assert f"<h3>Extraction: {short}</h3>" in text and words in text and ALONE not in text
+
+
+def test_an_attack_that_cries_wolf_is_by_itself_no_refutation():
+    text, _ = page(line(says="still there", attack="relearn"))
+    assert "Something of the images seems to be in the model." in text and ALONE in text and "This refutes" not in text
+    assert ALONE not in page(line(says="not told apart", attack="relearn"))[0]
 
 
 def test_an_attack_can_refute_and_never_prove():
