@@ -97,7 +97,7 @@ def _newest(folder: str) -> tuple[int, str]:
     return number, found.get(number, "")
 
 
-def _read(uri: str) -> Claim | None:
+def _read(uri: str, again: bool = True) -> Claim | None:
     """The claim, or None where it went away meanwhile."""
     try:
         return decode(Claim, json.loads(read_bytes(uri)), where=uri, error=IntegrityError)
@@ -106,6 +106,9 @@ def _read(uri: str) -> Claim | None:
             raise
         return None
     except ValueError:
+        if again:  # a store in memory shows a file while it is written
+            time.sleep(0.05)
+            return _read(uri, again=False)
         raise IntegrityError(f"{uri}: not a claim", "remove the file if no run is at work in this folder") from None
 
 
@@ -217,7 +220,13 @@ def _take(folder: str, number: int, *, lease_seconds: float) -> Held | None:
     """Make the claim of that number; None where another host was faster."""
     uri = join(folder, "claims", f"{number:06d}.json")
     claim = Claim(token=uuid.uuid4().hex, process=this_process())
-    return Held(uri, claim, lease_seconds=lease_seconds) if create_bytes(uri, canonical(claim)) else None
+    if not create_bytes(uri, canonical(claim)):
+        return None
+    if _newest(folder)[0] != number:
+        # We were slow: others took this number and higher ones, and removed it. The newest claim always stays, so it is seen.
+        remove_tree(uri)
+        return None
+    return Held(uri, claim, lease_seconds=lease_seconds)
 
 
 @contextlib.contextmanager
