@@ -1,4 +1,4 @@
-"""Membership by likelihood ratio, with a few shadow models, and attacks by threshold that are judged on images of their own.
+"""Membership by likelihood ratio, with a few shadow models, and the curve of an attack by threshold.
 
 `inside` are models that were trained on an image and then forgot it, `outside` are models that never saw it, by the same
 procedure as the target. For each image the target's error is held against both kinds (LiRA: Carlini et al., Membership
@@ -8,17 +8,13 @@ about which kind has the lower errors, so a model that forgot too much gives its
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.evaluation.base import Floats
-from pipeline.evaluation.epsilon_bound import rates_epsilon
-from pipeline.records import record
 
-__all__ = ["AttackRates", "likelihood_ratios", "roc", "threshold_attack"]
+__all__ = ["likelihood_ratios", "roc"]
 
 Bools = NDArray[np.bool_]
 
@@ -29,35 +25,6 @@ FEW = 32
 LEAST_ERROR = 1e-10
 # Of log errors: shadow models that agree to six digits are not told apart further.
 LEAST_VARIANCE = 1e-12
-
-
-@record
-class AttackRates:
-    """How often a threshold is right on images that it was not chosen on: counts for `rates_epsilon`."""
-
-    direction: Literal["low", "high"]
-    """Which scores are taken for those of members."""
-    threshold: float
-    """Members are scores of at most (low) or at least (high) this."""
-    true_positives: int
-    positives: int
-    false_positives: int
-    negatives: int
-
-    @property
-    def false_negatives(self) -> int:
-        """Members that the attack missed."""
-        return self.positives - self.true_positives
-
-    @property
-    def true_positive_rate(self) -> float:
-        """Share of members that were found, in [0, 1]."""
-        return self.true_positives / self.positives
-
-    @property
-    def false_positive_rate(self) -> float:
-        """Share of other images that were taken for members, in [0, 1]."""
-        return self.false_positives / self.negatives
 
 
 def likelihood_ratios(inside: Floats, outside: Floats, target: Floats, *, few: int = FEW) -> Floats:
@@ -90,45 +57,6 @@ def likelihood_ratios(inside: Floats, outside: Floats, target: Floats, *, few: i
     return one - other
 
 
-def threshold_attack(
-    scores: Floats, members: Bools, *, seed: int, delta: float, confidence: float = 0.95
-) -> tuple[AttackRates, AttackRates]:
-    """One threshold for all images, chosen on one half of them and judged on the other; for low scores and for high ones.
-
-    The halves are drawn by the seed from all images alike. On the first half the threshold with the largest `rates_epsilon` is
-    taken, and among equals the one with the largest difference of the rates: an attack that finds few images for certain is
-    worth more than one that is a little better than chance on all.
-
-    All images share one target, so `rates_epsilon` of these counts is a bound only as far as the images are independent of each
-    other. Where a fair coin for each image decided membership, `one_run_epsilon` needs no such thing: canaries and guesses are
-    all images of the second half, right guesses are true positives and true negatives.
-
-    Args:
-        scores: of the images, such as the target's errors or `likelihood_ratios`; float [n], finite.
-        members: bool [n], True where the target was trained on the image and forgot it.
-        seed: of the halves.
-        delta: of the claim under attack, in [0, 1).
-        confidence: in (0, 1), that the bound will be asked for.
-
-    Returns:
-        The rates for "low" and for "high". Who reports the better of both gives `rates_epsilon` attacks=2.
-
-    Raises:
-        ConfigError: a half without members or without others, or delta or confidence outside its range.
-        ValueError: shapes that differ, or scores that are not finite.
-    """
-    _check(scores, members)
-    chosen_on = np.zeros(len(scores), dtype=bool)
-    # Not members and others apart: the one half's coins would then tell of the other's, and no one-run audit may know those.
-    chosen_on[np.random.Generator(np.random.Philox(seed)).permutation(len(scores))[: len(scores) // 2]] = True
-    for half in (chosen_on, ~chosen_on):
-        _check(scores[half], members[half])
-    return (
-        _judged("low", scores, members, chosen_on, delta, confidence),
-        _judged("high", scores, members, chosen_on, delta, confidence),
-    )
-
-
 def roc(scores: Floats, members: Bools) -> tuple[Floats, Floats]:
     """Rates of false and of true positives at all thresholds, for axes that are both logarithmic; high scores mean members.
 
@@ -152,44 +80,6 @@ def roc(scores: Floats, members: Bools) -> tuple[Floats, Floats]:
     return wrong[last] / int((~members).sum()), found[last] / int(members.sum())
 
 
-def _judged(
-    direction: Literal["low", "high"], scores: Floats, members: Bools, chosen_on: Bools, delta: float, confidence: float
-) -> AttackRates:
-    sign = 1.0 if direction == "high" else -1.0
-    threshold = _chosen(sign * scores[chosen_on], members[chosen_on], delta, confidence)
-    taken, truth = sign * scores[~chosen_on] >= threshold, members[~chosen_on]
-    return AttackRates(
-        direction=direction,
-        threshold=sign * threshold,
-        true_positives=int((taken & truth).sum()),
-        positives=int(truth.sum()),
-        false_positives=int((taken & ~truth).sum()),
-        negatives=int((~truth).sum()),
-    )
-
-
-def _chosen(scores: Floats, members: Bools, delta: float, confidence: float) -> float:
-    """The threshold that shows most, halfway to the next score below it: no score of the other half is favoured."""
-    values, found, wrong = _counts(scores, members)
-    positives, negatives = int(found[-1]), int(wrong[-1])
-
-    def worth(place: int) -> tuple[float, float]:
-        fp, fn = int(wrong[place]), positives - int(found[place])
-        shown = rates_epsilon(
-            false_positives=fp,
-            negatives=negatives,
-            false_negatives=fn,
-            positives=positives,
-            delta=delta,
-            confidence=confidence,
-            attacks=2,
-        )
-        return shown, 1 - fn / positives - fp / negatives
-
-    best = max(range(len(values)), key=worth)
-    return float(values[best] if best + 1 == len(values) else (values[best] + values[best + 1]) / 2)
-
-
 def _counts(scores: Floats, members: Bools) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
     """Distinct scores from the highest down, and how many members and others have at least each of them; three arrays [P]."""
     values, places = np.unique(-scores, return_inverse=True)
@@ -203,7 +93,7 @@ def _check(scores: Floats, members: Bools) -> None:
     num = int(members.sum())
     if num in (0, len(members)):
         raise ConfigError(
-            f"membership attack: {num} of {len(members)} images, or of half of them, are members, so there is no other kind",
+            f"membership attack: {num} of {len(members)} images are members, so there is no other kind",
             "attack more images, of which about half were trained on and forgotten",
         )
 

@@ -24,7 +24,7 @@ from pipeline.evaluation.base import Floats, Interval, Resampling
 from pipeline.models.base import ImageModel
 from pipeline.records import record
 
-__all__ = ["Attack", "Relearning", "Views", "relearn", "relearning_losses", "verdict"]
+__all__ = ["Attack", "Relearning", "Views", "relearn", "relearning_losses"]
 
 # An exact model has the area 0, whose logarithm no mean survives; real losses lie far above this.
 SMALLEST_AREA = 1e-30
@@ -201,17 +201,6 @@ def relearning_losses(model: ImageModel, taught: Views, judged: Views, attack: A
         if step in attack.measured:
             found.append(_losses(pupil, judged, attack.batch_size, seed))
     return np.stack(found)
-
-
-def verdict(found: Relearning) -> str:
-    """The score's interval in words. Only a pass needs the control: an attack without power flags nobody."""
-    if found.score.low > 0:
-        return "harder to relearn than a retrained model"
-    if found.score.high < 0:
-        return "quicker to relearn than a retrained model"
-    if found.control is not None and found.control.high >= 0:
-        return "no verdict: the original is not found quicker to relearn either"
-    return f"indistinguishable at n={found.samples}"
 
 
 def _trained(model: ImageModel) -> list[str]:
