@@ -36,7 +36,8 @@ def difference_of_rates(first: Bools, second: Bools, confidence: float) -> Inter
     value = one.value - other.value
     down = _reach(one.value - one.low, other.high - other.value, phi)
     up = _reach(one.high - one.value, other.value - other.low, phi)
-    low, high = value - down, value + up
+    # Where no image is a hit of one and all are of the other, rounding alone would lead beyond what a difference can be.
+    low, high = max(-1.0, value - down), min(1.0, value + up)
     differing = only_first + only_second
     # At least as many of those that differ on one side, under fair coins; doubled for both sides.
     tail = float(special.bdtr(min(only_first, only_second), differing, 0.5)) if differing else 1.0
