@@ -51,6 +51,8 @@ class Finding:
     """The same attack on kept images that no model was trained on: the difference between two trainings. None: not measured."""
     kept_high: float | None = None
     samples: int = 0
+    trainings: int = 1
+    """Retrained models whose spread `low` and `high` cover; 1: they cover which images were judged."""
     epsilon_low: float | None = None
     """Largest epsilon that the attack refutes at the audit's confidence; None: the attack bounds no epsilon."""
     note: str = ""

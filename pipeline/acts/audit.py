@@ -1,7 +1,8 @@
 """The attack battery on a finished run: relearning, a second decoder, extraction; beside the retrained model and two controls.
 
 What was found of a group and an attack is kept: an audit that was broken off goes on, and does nothing again for the same
-weights. Further attacks, which cost a training of their own, add what they left in the run's folder.
+weights. Further attacks, which cost a training of their own, add what they left in the run's folder; shadow runs lend their
+retrained models, too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 from pipeline.acts.audit_publish import publish_page
 from pipeline.acts.audit_store import further_parts, kept_part, kept_picture
 from pipeline.acts.battery import ATTACKS, Battery
+from pipeline.acts.trainings import other_trainings
 from pipeline.audit_orders import AuditOrder
 from pipeline.chain import stage
 from pipeline.config import RuleConfig
@@ -31,7 +33,7 @@ __all__ = ["run"]
 
 log = logging.getLogger("unlearn")
 
-BATTERY = "battery/2"
+BATTERY = "battery/3"
 """Raised with every change to what is found, so that no older finding stands for a new one."""
 NONE_FOUND = RuleConfig(at_most=0, reason="an attack that finds the images refutes that they are forgotten")
 """Where the run sets no rule of its own."""
@@ -53,10 +55,11 @@ def run(order: AuditOrder) -> Audit:
         raise ConfigError(
             "audit: no retrained model to compare with", "set reference=retrain, or name its weights, and run again"
         )
-    battery = Battery(phase, models, order.samples)
+    others, other_marks = other_trainings(job, marks["unlearned"], phase.group.device)
+    battery = Battery(phase, models, order.samples, others)
     parts: list[Found] = []
     for number, group in enumerate(phase.manifest.groups):
-        mark = digest([BATTERY, marks, order.samples, order.config.seed, phase.manifest.batch_digest, number])
+        mark = digest([BATTERY, marks, other_marks, order.samples, order.config.seed, phase.manifest.batch_digest, number])
         for attack in ATTACKS:
             parts.append(kept_part(job, attack, number, mark, functools.partial(battery.attack, attack, number)))
         kept_picture(job, number, mark, functools.partial(battery.picture, number))

@@ -5,6 +5,8 @@ Images, models and their controls are read here; what is done with them is in `p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -34,10 +36,10 @@ DECODED = ("original", "unlearned", REFERENCE)
 
 
 class Battery:
-    """The images that all attacks share, and the models."""
+    """The images that all attacks share, and the models; `others` are retrained models of other seeds."""
 
-    def __init__(self, phase: Phase, models: dict[str, ImageModel], samples: int) -> None:
-        self._phase, self._models = phase, models
+    def __init__(self, phase: Phase, models: dict[str, ImageModel], samples: int, others: Sequence[ImageModel] = ()) -> None:
+        self._phase, self._models, self._others = phase, models, others
         manifest, config = phase.manifest, phase.job.config
         tables = {name: read_samples(phase.job.folder, manifest, name) for name in SOURCES}
         tables["retain"] = tables["retain"].spread(max(samples, RETAINED), config.seed)
@@ -87,7 +89,7 @@ class Battery:
         models = self._subjects(number, forgotten)
         half = len(kept.indices) // 2
         others = self._attacked(self._views(kept, kept.indices[: min(half, len(forgotten))]), kept, half)
-        return Attacks(self._retained(), self._resampling).find(
+        return Attacks(self._retained(), self._resampling, self._others).find(
             attack,
             models,
             self._attacked(forgotten, unseen),

@@ -38,7 +38,7 @@ __all__ = ["run"]
 
 log = logging.getLogger("unlearn")
 
-VERSION = "shadows/1"
+VERSION = "shadows/2"
 """Raised with every change to what is found, so that no older finding stands for a new one."""
 SUBJECTS = ("original", "unlearned")
 """Models that were trained on the images; the original is the control."""
@@ -70,7 +70,8 @@ def run(order: ShadowsOrder) -> Found:
     measured, weights = _measure_all(phase, jobs, order.samples)
     parts = {group.name: _of_group(phase, group.name, measured) for group in phase.manifest.groups}
     found = with_power(parts)
-    publish_bytes(uri, canonical({"mark": mark, "weights_sha256": weights, "found": found}))
+    names = [job.folder.rsplit("/", 1)[-1] for job in jobs[1:]]
+    publish_bytes(uri, canonical({"mark": mark, "weights_sha256": weights, "shadows": names, "found": found}))
     return found
 
 

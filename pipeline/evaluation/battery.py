@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from pipeline.evaluation.base import Floats, Interval, Resampling
 from pipeline.evaluation.extraction import extraction
-from pipeline.evaluation.relearn import Attack, Views, relearn
-from pipeline.evaluation.second_decoder import second_decoder
+from pipeline.evaluation.relearn import Attack, Views, relearn, relearning_areas
+from pipeline.evaluation.second_decoder import decoder_errors, second_decoder
 from pipeline.evaluation.summary import REFERENCE
+from pipeline.evaluation.trainings import LEAST, beside_trainings
 from pipeline.findings import Finding, Found, Says, Series
 from pipeline.models.base import ImageModel
 
@@ -43,7 +44,8 @@ class _Seen:
     """What an attack saw.
 
     scores: of each model beside the retrained one · note: what they are · axis: what an image's own score is, in words ·
-    images: these by model, retrained too, higher means more like a member · null: draws of `scores` where models are swapped
+    images: these by model, retrained too, higher means more like a member · null: draws of `scores` where models are swapped ·
+    trainings: retrained models whose spread the intervals of `scores` cover; 1: they cover images
     """
 
     scores: Mapping[str, Interval]
@@ -51,6 +53,7 @@ class _Seen:
     axis: str
     images: Mapping[str, Floats]
     null: Mapping[str, Floats]
+    trainings: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,10 +71,13 @@ class Attacks:
     Args:
         retained: kept images that every model was trained on; the second decoder is fitted on them.
         resampling: of intervals and null distributions.
+        others: further retrained models, of other seeds. With at least two of them relearning and the second decoder are judged
+            by the spread of all retrained models, at the resampling's confidence.
     """
 
-    def __init__(self, retained: Views, resampling: Resampling) -> None:
+    def __init__(self, retained: Views, resampling: Resampling, others: Sequence[ImageModel] = ()) -> None:
         self._retained, self._resampling = retained, resampling
+        self._others = tuple(others) if len(others) + 1 >= LEAST else ()
 
     def find(
         self,
@@ -97,8 +103,10 @@ class Attacks:
         """
         make = {"relearn": self._relearn, "second_decoder": self._second_decoder, "extraction": self._extraction}[attack]
         seen = make(models, forgotten.images, forgotten.control, forgotten.gallery, label)
-        base = make(kept_models, kept.images, kept.control, kept.gallery, f"{label}/kept").scores
-        findings = _findings(attack, group, seen.scores, base, len(forgotten.images), note=seen.note)
+        base: Mapping[str, Interval] = {}
+        if seen.trainings < LEAST:
+            base = make(kept_models, kept.images, kept.control, kept.gallery, f"{label}/kept").scores
+        findings = _findings(attack, group, seen, base, len(forgotten.images))
         return Found(findings=tuple(findings), series=_series(attack, group, seen))
 
     def _relearn(self, models: Mapping[str, ImageModel], attacked: Views, control: Views, gallery: Views, label: str) -> _Seen:
@@ -119,14 +127,19 @@ class Attacks:
             for name, model in models.items()
             if name != REFERENCE
         }
-        losses = {name: made.losses["unlearned"] for name, made in found.items()}
-        losses[REFERENCE] = found["unlearned"].losses[REFERENCE]
-        return _Seen(
-            scores={name: made.score for name, made in found.items()},
-            note=f"log ratio of the loss of {len(judged)} while {half} others are trained on",
-            axis="minus its loss while others are trained on",
-            images={name: -np.array(values) for name, values in losses.items()},
-            null={name: np.array(made.null) for name, made in found.items()},
+        losses = {name: np.array(made.losses["unlearned"]) for name, made in found.items()}
+        losses[REFERENCE] = np.array(found["unlearned"].losses[REFERENCE])
+        others = [relearning_areas(model, taught, judged, attack, self._resampling.seed) for model in self._others]
+        return self._beside(
+            losses,
+            others,
+            _Seen(
+                scores={name: made.score for name, made in found.items()},
+                note=f"log ratio of the loss of {len(judged)} while {half} others are trained on",
+                axis="minus its loss while others are trained on",
+                images={name: -values for name, values in losses.items()},
+                null={name: np.array(made.null) for name, made in found.items()},
+            ),
         )
 
     def _second_decoder(
@@ -137,13 +150,31 @@ class Attacks:
         found = second_decoder(
             models, retained=retained, forget=attacked, unseen=control, resampling=self._resampling, label=label
         )
-        return _Seen(
-            scores={name: _log(made.ratio) for name, made in found.items() if made.ratio is not None},
-            note=f"log ratio of the error of a decoder fitted on {len(retained)} kept images",
-            axis="minus the second decoder's error",
-            images={name: -np.array(made.errors) for name, made in found.items()},
-            null={name: np.log(np.maximum(made.null, 1e-12)) for name, made in found.items()},
+        errors = {name: np.array(made.errors) for name, made in found.items()}
+        seed = self._resampling.seed
+        others = [decoder_errors(model, retained=retained, judged=[attacked], seed=seed)[0][0] for model in self._others]
+        return self._beside(
+            errors,
+            others,
+            _Seen(
+                scores={name: _log(made.ratio) for name, made in found.items() if made.ratio is not None},
+                note=f"log ratio of the error of a decoder fitted on {len(retained)} kept images",
+                axis="minus the second decoder's error",
+                images={name: -values for name, values in errors.items()},
+                null={name: np.log(np.maximum(made.null, 1e-12)) for name, made in found.items()},
+            ),
         )
+
+    def _beside(self, losses: Mapping[str, Floats], others: Sequence[Floats], seen: _Seen) -> _Seen:
+        """What was seen, with scores beside all retrained models where there are several: log mean losses, and their spread."""
+        if not others:
+            return seen
+        logs = {name: float(np.log(max(values.mean(), 1e-30))) for name, values in losses.items()}
+        trainings = [logs[REFERENCE], *(float(np.log(max(values.mean(), 1e-30))) for values in others)]
+        confidence = self._resampling.confidence
+        scores = {name: beside_trainings(logs[name], trainings, confidence) for name in seen.scores}
+        note = f"{seen.note}, beside {len(trainings)} retrained models and their spread"
+        return dataclasses.replace(seen, scores=scores, note=note, trainings=len(trainings), null={})
 
     def _extraction(self, models: Mapping[str, ImageModel], attacked: Views, control: Views, gallery: Views, label: str) -> _Seen:
         found = extraction(
@@ -195,15 +226,13 @@ def driven(models: Mapping[str, ImageModel], forgotten: Views) -> ImageModel:
     return driven
 
 
-def _findings(
-    attack: str, group: str, scores: Mapping[str, Interval], base: Mapping[str, Interval], samples: int, *, note: str
-) -> list[Finding]:
+def _findings(attack: str, group: str, seen: _Seen, base: Mapping[str, Interval], samples: int) -> list[Finding]:
     """One line a model. Where the original is not found to know the images better, a pass says nothing.
 
-    Two trainings differ also on images that neither saw: only what lies beyond that is said of the forgotten ones. (The model
-    that was driven too far is off on all images, so it is judged against none.)
+    Two trainings differ also on images that neither saw: only what lies beyond `base` is said of the forgotten ones. (The model
+    that was driven too far is off on all images, so it is judged against none.) The spread of several trainings says it all.
     """
-    none = Interval(value=0.0, low=0.0, high=0.0)
+    scores, none = seen.scores, Interval(value=0.0, low=0.0, high=0.0)
 
     def found(name: str) -> Says:
         score, kept = scores[name], base.get(name, none)
@@ -222,7 +251,7 @@ def _findings(
             attack=attack,
             group=group,
             subject=name,
-            measure=note,
+            measure=seen.note,
             says=says(name),
             value=score.value,
             low=score.low,
@@ -230,6 +259,7 @@ def _findings(
             kept_low=base[name].low if name in base else None,
             kept_high=base[name].high if name in base else None,
             samples=samples,
+            trainings=seen.trainings,
         )
         for name, score in scores.items()
     ]
@@ -246,7 +276,7 @@ def _series(attack: str, group: str, seen: _Seen) -> tuple[Series, ...]:
             own=_short(seen.images[name]),
             other=_short(seen.images[REFERENCE]),
             statistic=STATISTICS[attack],
-            null=_short(seen.null[name]),
+            null=_short(seen.null.get(name, ())),
             observed=_short([score.value])[0],
         )
         for name, score in seen.scores.items()

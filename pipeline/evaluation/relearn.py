@@ -24,7 +24,7 @@ from pipeline.evaluation.base import Floats, Interval, Resampling
 from pipeline.models.base import ImageModel
 from pipeline.records import record
 
-__all__ = ["Attack", "Relearning", "Views", "relearn", "relearning_losses"]
+__all__ = ["Attack", "Relearning", "Views", "relearn", "relearning_areas", "relearning_losses"]
 
 # An exact model has the area 0, whose logarithm no mean survives; real losses lie far above this.
 SMALLEST_AREA = 1e-30
@@ -172,6 +172,11 @@ def relearn(
         losses={name: tuple(found.tolist()) for name, found in areas.items()},
         null=tuple(np.log(mine / theirs).tolist()),
     )
+
+
+def relearning_areas(model: ImageModel, taught: Views, judged: Views, attack: Attack, seed: int) -> Floats:
+    """Area under the curve of each judged image, as its mean loss over the attack, fp64 [n]; see `relearning_losses`."""
+    return _areas(relearning_losses(model, taught, judged, attack, seed), attack.measured)
 
 
 def relearning_losses(model: ImageModel, taught: Views, judged: Views, attack: Attack, seed: int) -> Floats:

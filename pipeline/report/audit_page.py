@@ -47,8 +47,11 @@ CLAIMS: Mapping[str, str] = {
 }
 """By the audit's tier."""
 LOOSE = ("relearn", "second_decoder")
-"""Attacks that found more in models without the images than their level allows; benchmarks/results/power.md."""
-ALONE = "By itself it is a reason to look: this attack raises more false alarms than its interval promises."
+"""Attacks that, beside one retrained model, find more in models without the images than their level allows; power.md."""
+ALONE = (
+    "By itself it is a reason to look: beside one retrained model this attack raises more false alarms than its interval "
+    "promises. Shadow runs (--shadows) show how far retrained models lie apart, and make it a finding."
+)
 BLUNT = "The model that was driven too far on purpose is not found either: of over-forgetting this attack says nothing."
 LIKE_KEPT = "The model is apart from its reference here, but as far apart on unseen kept images, so it is not laid to these."
 
@@ -127,7 +130,7 @@ def _attack(attack: str, group: str, findings: Sequence[Finding], drawn: Sequenc
     rows = sorted(findings, key=lambda item: _place(item.subject))
     own = next((item for item in rows if item.subject == "unlearned"), None)
     short, words = VERDICTS[own.says] if own else VERDICTS["not computed"]
-    if attack in LOOSE and own and own.says in ("still there", "over-forgotten"):
+    if attack in LOOSE and own and own.trainings == 1 and own.says in ("still there", "over-forgotten"):
         words = (
             f"{words.split('.')[0].replace('Something of the images is still', 'Something of the images seems to be')}. {ALONE}"
         )

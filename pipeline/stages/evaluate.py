@@ -11,7 +11,7 @@ import io
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +117,15 @@ def _export(job: Job, models: Mapping[str, ImageModel]) -> list[str]:
     return names
 
 
-def load_subjects(job: Job, device: torch.device) -> tuple[dict[str, ImageModel], dict[str, str]]:
-    """Subjects in the order of SUBJECTS, those with published weights, ready to answer; and the sha256 of their weights."""
+def load_subjects(job: Job, device: torch.device, *, only: Collection[str] = ()) -> tuple[dict[str, ImageModel], dict[str, str]]:
+    """Subjects in the order of SUBJECTS, those with published weights, ready to answer; and the sha256 of their weights.
+
+    `only`: names of the subjects to load; all without it.
+    """
     models, marks = {}, {}
     for subject, (stage_name, uri) in _writers(job).items():
+        if only and subject not in only:
+            continue
         ref = _published(job, stage_name, uri)
         if ref is None and subject == REFERENCE:
             log.info("evaluate: no retrained model; what compares with it is not computed")

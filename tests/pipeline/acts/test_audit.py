@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ def test_a_model_is_judged_as_the_one_that_it_equals(
         else:
             twin = of(audited, "original")[attack]
             assert (item.value, item.samples) == (twin.value, twin.samples)
+
+
+def test_shadow_runs_lend_their_retrained_models_as_long_as_they_are_there(
+    audited_run: str, audited: Audit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("publish_page", "kept_picture"):  # seconds of drawing
+        monkeypatch.setattr(audit, name, lambda *given, **more: None)
+    run, shadows = Path(audited_run), Path(audited_run, "audit", "shadows.json")
+    names = [f"{run.name}-like-{number}" for number in range(2)]
+    content = {"weights_sha256": audited.weights_sha256, "shadows": names, "found": Found(findings=())}
+    try:
+        for name in names:
+            shutil.copytree(run, run.parent / name)
+        shadows.write_bytes(canonical(content))
+        beside = of(audit.run(audit_order(audited_run)), "unlearned")
+        for attack, item in of(audited, "unlearned").items():
+            assert beside[attack].value == pytest.approx(item.value, abs=1e-6)
+            assert beside[attack].trainings == (1 if attack == "extraction" else 3)
+        assert beside["relearn"].low == pytest.approx(beside["relearn"].high, abs=1e-9), "they are copies of each other"
+        shutil.rmtree(run.parent / names[0])
+        assert of(audit.run(audit_order(audited_run)), "unlearned") == of(audited, "unlearned")
+        assert "left out a shadow run's retrained model" in caplog.text
+    finally:
+        shadows.unlink()
+        for name in names:
+            shutil.rmtree(run.parent / name, ignore_errors=True)
 
 
 def test_a_run_without_a_retrained_model_or_without_an_end_is_refused(tmp_path: Path) -> None:

@@ -53,6 +53,27 @@ def test_the_retrained_model_itself_is_never_told_apart_and_doing_nothing_change
     assert set(nothing) >= {"original", "unlearned"}
 
 
+@pytest.mark.parametrize("attack", ["relearn", "second_decoder"])
+def test_beside_several_retrained_models_only_what_lies_beyond_their_spread_is_told_apart(attack: str) -> None:
+    retrained, others, own = model(1), [model(seed) for seed in range(2, 6)], attacked(1)
+    models = {"original": model(0), "unlearned": model(6), "retrained": retrained}
+
+    def find(*more: ImageModel) -> Found:
+        attacks = Attacks(views(64, 9), RESAMPLING, more)
+        return attacks.find(attack, models, own, models, attacked(5), group="g", label="x")
+
+    (line,) = (item for item in find(*others).findings if item.subject == "unlearned")
+    assert line.trainings == 5 and "beside 5 retrained models" in line.measure and line.kept_low is None
+    assert line.low is not None and line.value is not None and line.high is not None
+    assert line.says in ("not told apart", "no power"), "all six are random"
+    assert line.low < 0 < line.high and line.high - line.value == pytest.approx(line.value - line.low)
+    same = find(*[retrained] * 3)
+    one = next(item for item in find().findings if item.subject == "unlearned")
+    (sharp,) = (item for item in same.findings if item.subject == "unlearned")
+    assert sharp.value == pytest.approx(one.value, abs=1e-6) and sharp.low == pytest.approx(sharp.high, abs=1e-9)
+    assert find(others[0]) == find(), "of two trainings no spread is taken"
+
+
 def test_a_model_is_driven_beyond_what_the_retrained_one_loses_and_the_original_stays() -> None:
     original, retrained, images = model(0), model(1), views(24, 1)
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}

@@ -108,6 +108,8 @@ def test_an_attack_that_cries_wolf_is_by_itself_no_refutation():
     text, _ = page(line(says="still there", attack="relearn"))
     assert "Something of the images seems to be in the model." in text and ALONE in text and "This refutes" not in text
     assert ALONE not in page(line(says="not told apart", attack="relearn"))[0]
+    several = page(line(says="still there", attack="relearn", trainings=5))[0]
+    assert ALONE not in several and "This refutes forgetting" in several
 
 
 def test_an_attack_can_refute_and_never_prove():
