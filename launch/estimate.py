@@ -222,6 +222,7 @@ def _trained(bare: StageEstimate, work: StageWork, facts: PhaseFacts, basis: Bas
             gpu=rates.gpu,
             looking=_looked_at(work, basis, ranks),
             slack=basis.slack,
+            copies=engine.background_saves,
         ),
         sent_step=sends,
         sent_total=sends * steps * ranks,

@@ -89,6 +89,7 @@ def memory_of(
     looking: float = 0.0,
     slack: Slack = Slack(),  # noqa: B008 - frozen
     publishing: bool = True,
+    copies: bool = False,
 ) -> Memory:
     """The peak of a training phase.
 
@@ -101,9 +102,11 @@ def memory_of(
         looking: bytes of activations when losses are measured; 0 where none are.
         slack: of this machine.
         publishing: rank 0 puts together and writes the weights at the end.
+        copies: checkpoints are written in the background, from a copy in the machine's memory.
         gpu: memory of the GPU is meant, not of the machine.
     """
     held = states(facts, layout)
+    copied = held["masters"] + held["moments"] + (held["weights"] if layout.zero < 3 else 0.0)  # on rank 0, which writes weights
     held["teachers and shadows"] = 4.0 * facts.parameters * facts.companions
     held["buffers"] = float(facts.buffer_bytes)
     moments = (_on_gpu if gpu else _on_cpu)(facts, held, layout)
@@ -115,6 +118,7 @@ def memory_of(
         held["images"] = reading.cache + reading.ahead
         held["process"] = process
         held["extra"] = slack.extra
+        held["checkpoint, until it is written"] = copied if copies else 0.0
         held["frozen weights, kept exact"] = 4.0 * (facts.parameters - facts.trained)
     peaks = [Memory(moment=name, parts=_without_zeros({**held, **more})) for name, more in moments.items()]
     return max(peaks, key=lambda memory: memory.total)

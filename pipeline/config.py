@@ -162,6 +162,8 @@ class EngineConfig:
     """torch.compile the model's forward pass (needs a C++ compiler on CPU)."""
     checkpoint_steps: Positive = 200
     """Steps between sharded checkpoints of the long phases."""
+    background_saves: bool = True
+    """Write them while steps go on, from a copy in the machine's memory (12 bytes a parameter, over the ranks)."""
     log_steps: Positive = 10
     """Steps between lines in metrics.jsonl."""
     jit_ops: bool = False

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from pipeline.errors import UnlearnError
 
-__all__ = ["Group", "agreed"]
+__all__ = ["BEAT_SECONDS", "Act", "Group", "agreed"]
 
 T = TypeVar("T")
 
 
 BEAT_SECONDS = 10.0
+"""At least so often a process that waits for its own thread shows that it lives."""
 
 
 class Group(Protocol):
@@ -36,7 +37,7 @@ def agreed(group: Group, act: Callable[[], T], *, patient: bool = False) -> list
         UnlearnError: that of the lowest rank that raised one, the same on all ranks.
         Exception: what is not an UnlearnError is a bug; the rank that hit it raises it, the others name that rank.
     """
-    mine = _Act(act)
+    mine = Act(act)
     if patient and group.world_size > 1:
         thread = threading.Thread(target=mine, daemon=True)
         thread.start()
@@ -53,19 +54,26 @@ def agreed(group: Group, act: Callable[[], T], *, patient: bool = False) -> list
     for rank, (_, fault) in enumerate(ranks):
         if fault is not None:
             raise fault if isinstance(fault, UnlearnError) else RuntimeError(f"rank {rank} failed: {fault}")
-    return [answer for answer, _ in ranks]
+    return [cast(T, answer) for answer, _ in ranks]
 
 
-class _Act:
-    """A call whose answer or fault is kept."""
+class Act(Generic[T]):
+    """A call whose answer or fault is kept, so that a thread can make it."""
 
-    def __init__(self, act: Callable[[], Any]) -> None:
+    def __init__(self, act: Callable[[], T]) -> None:
         self._act = act
-        self.answer: Any = None
+        self.answer: T | None = None
         self.fault: Exception | None = None
 
     def __call__(self) -> None:
+        """Make the call."""
         try:
             self.answer = self._act()
         except Exception as fault:
             self.fault = fault
+
+    def result(self) -> T:
+        """The answer. Raises the fault instead, if there was one."""
+        if self.fault is not None:
+            raise self.fault
+        return cast(T, self.answer)

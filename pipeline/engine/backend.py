@@ -23,7 +23,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import universal
 from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
-from pipeline.engine.files import SHARD, guard_files
+from pipeline.engine.files import SHARD, copy_of, guard_files
 from pipeline.engine.layout import pieces_of
 from pipeline.engine.noisy import NoisySteps
 from pipeline.errors import CheckpointError, ConfigError
@@ -134,8 +134,8 @@ class Backend:
             warnings.simplefilter("ignore")
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=moves, config=settings, dist_init_required=False)
         self._restore_masters(exact)
-        self._written: list[str] = []
-        guard_files(self.engine, group.rank, self._written)
+        self._held: list[tuple[Any, str]] = []
+        guard_files(self.engine, group.rank, self._held)
 
     def _restore_masters(self, exact: dict[str, Tensor]) -> None:
         """Set the fp32 master weights to what the model came with: DeepSpeed makes them from the weights cast to bf16.
@@ -221,18 +221,31 @@ class Backend:
         finally:
             self.engine.train()
 
-    def save(self, folder: str) -> Files:
-        """Write sharded weights and optimizer states below the local `folder`; every rank must call.
+    def save(self, folder: str, *, copy: bool) -> Callable[[], Files]:
+        """Gather sharded weights and optimizer states, to be written below the local `folder`; every rank must call.
+
+        Args:
+            copy: hold a copy in the machine's memory, so that steps may be taken before it is written.
 
         Returns:
-            What this rank wrote there.
+            What writes them, from any thread, and returns which files this rank has written.
         """
-        self._written.clear()
+        self._held.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(folder, tag=TAG, save_latest=False)
-        paths = [os.path.relpath(path, folder) for path in self._written]
-        return Files(own=[path for path in paths if SHARD in path], shared=[path for path in paths if SHARD not in path])
+        held = [(copy_of(state) if copy else state, path) for state, path in self._held]
+        self._held.clear()
+
+        def write() -> Files:
+            paths = []
+            while held:  # what is written need not be kept
+                state, path = held.pop()
+                torch.save(state, path)
+                paths.append(os.path.relpath(path, folder))
+            return Files(own=[path for path in paths if SHARD in path], shared=[path for path in paths if SHARD not in path])
+
+        return write
 
     def load(self, folder: str) -> None:
         """Restore what `save` wrote at the same world size; every rank must call, and needs its own and the shared files.

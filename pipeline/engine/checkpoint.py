@@ -3,6 +3,9 @@
 Every rank writes, publishes and hashes its own files, and on the way back reads its own and those that all share, so what a
 rank does stays the same at any number of ranks. `state.json`, which names them with their digests, is replaced last: a kill
 at any moment leaves the older checkpoint. A checkpoint of another number of ranks is converted, once.
+
+A save need not hold up the steps: a thread of each rank writes a copy, and once all ranks know that all have written theirs, it
+is put in place.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -23,8 +27,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.decode import canonical, decode
-from pipeline.engine.agreement import Group, agreed
+from pipeline.engine.agreement import BEAT_SECONDS, Act, Group, agreed
 from pipeline.engine.places import Places
+from pipeline.engine.watchdog import beat
 from pipeline.errors import CheckpointError, IntegrityError
 from pipeline.records import FileRef, record
 from pipeline.storage import hash_file, join, publish_bytes, read_bytes
@@ -81,13 +86,44 @@ class Files(NamedTuple):
 class Savable(Protocol):
     """What a checkpoint saves beside the state. Folders are local."""
 
-    def save(self, folder: str) -> Files: ...
+    def save(self, folder: str, *, copy: bool) -> Callable[[], Files]:
+        """What writes the state of now; with `copy` it may be called later, from another thread."""
+
     def load(self, folder: str) -> None: ...
 
     def convert(self, folder: str, files: Sequence[str], target: str) -> None:
         """Make `target` from all `files` of a checkpoint, whatever its number of ranks; one process calls."""
 
     def load_converted(self, folder: str, target: str) -> None: ...
+
+
+class _Pending:
+    """A checkpoint that is not in place yet: what it is of, and this rank's part of writing it."""
+
+    def __init__(self, *, state: TrainState, folder: str, write: Act[list[Piece]]) -> None:
+        self.state, self.folder, self.write = state, folder, write
+        # Not a daemon: an interpreter that ends under a writing thread may crash. A process that must end at once still does.
+        self._thread = threading.Thread(target=write, name="checkpoint")
+
+    def begin(self) -> None:
+        """Write in the background."""
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it is written, or failed."""
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait until it is `done`; the watchdog sees that the process lives."""
+        while not self.done:
+            self._thread.join(BEAT_SECONDS)
+            beat()
+
+    def result(self) -> list[Piece]:
+        """This rank's files. Raises what went wrong in writing them."""
+        self.join()
+        return self.write.result()
 
 
 class Checkpoints:
@@ -115,26 +151,57 @@ class Checkpoints:
         self._newest = ""
         self._mine: list[str] = []
         """What this rank wrote of the newest checkpoint, as far as it knows."""
+        self._pending: _Pending | None = None
 
     @property
     def _first(self) -> bool:
         return self._group.rank == 0
 
-    def save(self, backend: Savable, state: TrainState) -> None:
+    def save(self, backend: Savable, state: TrainState, *, wait: bool = True) -> None:
         """Write a checkpoint and put it in place of the older one; every rank must call.
+
+        Args:
+            wait: otherwise it is written while the caller goes on, and put in place by the next `settle` of all ranks.
 
         Raises:
             UnlearnError: a rank could not publish its files, or the fence is down; the older checkpoint stands.
         """
+        self.settle()
         name = agreed(self._group, lambda: self._places.new_name(state.step))[0]
         # Not agreed on: the ranks meet inside, and one that fails there ends, which ends the others.
-        files = backend.save(self._places.prepare(name))
-        pieces = agreed(self._group, lambda: self._published(name, files))
+        write = backend.save(self._places.prepare(name), copy=not wait)
+        self._pending = _Pending(state=state, folder=name, write=Act(lambda: self._published(name, write())))
+        if wait:
+            self._pending.write()
+            self.settle()
+        else:
+            self._pending.begin()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint is being written, or waits to be put in place; the same on all ranks."""
+        return self._pending is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has nothing left to write."""
+        return self._pending is None or self._pending.done
+
+    def settle(self) -> None:
+        """Wait for what is being written, and put it in place of the older checkpoint; every rank must call.
+
+        Raises:
+            UnlearnError: see `save`.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        pieces = agreed(self._group, pending.result)
         saved = Saved(
-            state=state,
+            state=pending.state,
             world_size=self._group.world_size,
             config_digest=self._digest,
-            folder=name,
+            folder=pending.folder,
             pieces=tuple(piece for rank in pieces for piece in rank),
         )
         agreed(self._group, lambda: self._point(saved))
@@ -144,7 +211,7 @@ class Checkpoints:
                 self._places.remove(f"{self._newest}/{path}")
             self._group.barrier()
             self._places.drop(self._newest, first=self._first)
-        self._newest, self._mine = name, [*files.own, *files.shared]
+        self._newest, self._mine = pending.folder, [piece.file.uri for piece in pieces[self._group.rank]]
 
     def _published(self, name: str, files: Files) -> list[Piece]:
         named = [(False, path) for path in files.own] + [(True, path) for path in files.shared]
@@ -185,6 +252,7 @@ class Checkpoints:
             IntegrityError: a file of the checkpoint is missing or changed; the same error on all ranks.
             CheckpointError: it holds other things than plain data.
         """
+        self.settle()
         seen: list[Saved | None] = []
         if len(set(agreed(self._group, lambda: self._swept(seen)))) > 1:
             cure = "give all nodes one run folder: a shared disk or a bucket"
@@ -245,6 +313,9 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove the checkpoints once the phase's weights are published: they hold optimizer states of forget data."""
+        if self._pending is not None:
+            self._pending.join()
+            self._pending = None
         self._group.barrier()
         agreed(self._group, self._cleared)
 

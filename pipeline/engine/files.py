@@ -1,8 +1,9 @@
-"""How DeepSpeed's engine meets files: it loads plain data only, and looks for no other rank's."""
+"""How DeepSpeed's engine meets files: what it would write is held, it loads plain data only, and looks for no other rank's."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import pickle
 import re
@@ -10,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import CheckpointError
 
-__all__ = ["SHARD", "guard_files", "plain_loading"]
+__all__ = ["SHARD", "copy_of", "guard_files", "plain_loading"]
 
 SHARD = "zero_pp_rank_"
 """In the names of files that one rank alone reads."""
@@ -53,14 +55,36 @@ def plain_loading(where: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def guard_files(engine: Any, rank: int, written: list[str]) -> None:
-    """Have DeepSpeed load plain data only, note in `written` what it writes, and look for no other rank's files."""
+def copy_of(state: Any) -> Any:
+    """The same nested state with tensors of its own, in the machine's memory: what moves on later does not change it.
+
+    Tensors that were one stay one, and a view brings only its own elements along.
+    """
+    known: dict[tuple[object, ...], Tensor] = {}
+
+    def copied(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            key = (item.device, item.dtype, item.data_ptr(), item.shape, item.stride())
+            if key not in known or not item.numel():
+                known[key] = item.detach().to("cpu", copy=True)
+            return known[key]
+        if isinstance(item, dict):
+            made = copy.copy(item)  # of its own kind: ordered, with defaults
+            made.update({name: copied(value) for name, value in item.items()})
+            return made
+        if type(item) in (list, tuple):
+            return type(item)(copied(value) for value in item)
+        return copy.deepcopy(item)
+
+    return copied(state)
+
+
+def guard_files(engine: Any, rank: int, held: list[tuple[Any, str]]) -> None:
+    """Have DeepSpeed load plain data only, put into `held` what it would write where, and look for no other rank's files."""
     files = engine.checkpoint_engine
-    dump = files.save
 
     def save(state_dict: Any, path: str) -> None:
-        dump(state_dict, path)
-        written.append(path)
+        held.append((state_dict, path))
 
     def load(path: str, map_location: Any = None) -> Any:
         with plain_loading(path):

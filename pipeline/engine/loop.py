@@ -47,6 +47,7 @@ def fit(
     *,
     steps: int,
     save_every: int,
+    background: bool,
     guard: Guard,
     checkpoints: Checkpoints,
     telemetry: Telemetry,
@@ -54,13 +55,15 @@ def fit(
 ) -> tuple[TrainState, str]:
     """Run one phase to its end.
 
+    `background`: checkpoints are written while steps go on, from a copy in memory.
+
     Returns:
         The final state, and why the phase ended: `budget`, or the guard's reason.
 
     Raises:
         Preempted: asked to leave; the state is saved.
     """
-    state = _restored(backend, feed, checkpoints, group)
+    state = _restored(backend, feed, checkpoints, group, wait=not background)
     telemetry.start(state.step, steps)
     while state.step < steps:
         started = group.mark()
@@ -69,11 +72,14 @@ def fit(
         losses = loss_fn(backend.model, batch)
         refusal = guard.refuse(losses.measures)
         if not refusal:
-            bad, leaving = group.sum(torch.stack([backend.backward(losses.total).cpu(), torch.tensor(float(group.leaving))]))
+            flags = torch.tensor([float(group.leaving), float(checkpoints.written)])
+            bad, leaving, written = group.sum(torch.cat([backend.backward(losses.total).cpu()[None], flags]))
             refusal = "non-finite gradient" if bad else ""
         if refusal:
             return _last_good(state, backend, feed, checkpoints, group), refusal
         backend.step(state.step)
+        if checkpoints.pending and written == group.world_size:
+            checkpoints.settle()
         feed.count(batch)
         state = _advanced(state, losses, time.monotonic() - started)
         telemetry.step(state)
@@ -81,7 +87,7 @@ def fit(
         if verdict is not None and verdict.act == "back":
             return _last_good(state, backend, feed, checkpoints, group), verdict.reason
         if verdict is not None or state.step % save_every == 0 or leaving:
-            state = _saved(state, backend, feed, checkpoints, group)
+            state = _saved(state, backend, feed, checkpoints, group, wait=bool(leaving) or not background)
             telemetry.flush()
         if verdict is not None and verdict.act == "stop":
             return state, verdict.reason
@@ -105,17 +111,19 @@ def _counted(state: TrainState, feed: Feed, group: ProcessGroup) -> TrainState:
     return dataclasses.replace(state, seen=seen, digests=digests)
 
 
-def _saved(state: TrainState, backend: Backend, feed: Feed, checkpoints: Checkpoints, group: ProcessGroup) -> TrainState:
+def _saved(
+    state: TrainState, backend: Backend, feed: Feed, checkpoints: Checkpoints, group: ProcessGroup, *, wait: bool
+) -> TrainState:
     state = dataclasses.replace(_counted(state, feed, group), tally=backend.tally)
-    checkpoints.save(backend, state)
+    checkpoints.save(backend, state, wait=wait)
     return state
 
 
-def _restored(backend: Backend, feed: Feed, checkpoints: Checkpoints, group: ProcessGroup) -> TrainState:
+def _restored(backend: Backend, feed: Feed, checkpoints: Checkpoints, group: ProcessGroup, *, wait: bool) -> TrainState:
     """Continue from the newest checkpoint; without one, save the start, so that there is always a good state."""
     state = checkpoints.restore(backend)
     if state is None:
-        return _saved(TrainState(), backend, feed, checkpoints, group)
+        return _saved(TrainState(), backend, feed, checkpoints, group, wait=wait)
     feed.restore(state.seen, state.digests, group.rank)
     backend.recall(state.tally)
     return state

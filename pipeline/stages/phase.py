@@ -192,6 +192,7 @@ class Phase:
                 loss,
                 steps=steps,
                 save_every=engine.checkpoint_steps,
+                background=engine.background_saves,
                 guard=guard,
                 checkpoints=self._checkpoints,
                 telemetry=telemetry,

@@ -7,12 +7,14 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import Backend, OptimizerConfig, _refuse_what_cannot_compile, quiet_deepspeed
+from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import group
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.autoencoder import Config, build
@@ -59,9 +61,9 @@ def test_master_weights_are_the_given_ones_not_their_bf16_rounding() -> None:
             assert torch.equal(tensor, kept[name]), f"stage {stage}: {name}"
 
 
-def _saved(backend: Backend, folder: str) -> str:
-    """Save; the folder that is returned holds what this rank wrote for itself and what all share, as on a machine of its own."""
-    files = backend.save(folder)
+def _written(write: Callable[[], Files], folder: str) -> str:
+    """Write; the folder that is returned holds what this rank wrote for itself and what all share, as on a machine of its own."""
+    files = write()
     shared = [path for rank in group().gather(list(files.shared)) for path in rank]
     mine = os.path.join(folder, f"only-{group().rank}")
     for path in (*files.own, *shared):
@@ -75,8 +77,11 @@ def resume(folder: str) -> dict[str, tuple[dict, dict, dict]]:
     for stage, precision in itertools.product((0, 1, 2, 3), ("fp32", "bf16", "autocast")):
         whole = _backend(stage, precision)
         _steps(whole, 0, 4)
-        saved_in = _saved(whole, f"{folder}/{stage}{precision}")
+        place = f"{folder}/{stage}{precision}"
+        os.makedirs(place, exist_ok=True)
+        write = whole.save(place, copy=True)
         _steps(whole, 4, 3)
+        saved_in = _written(write, place)  # after the weights have moved on
         expected = whole.weights()
         whole.close()
         resumed = _backend(stage, precision, seed=1)

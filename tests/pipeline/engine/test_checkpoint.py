@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,22 @@ class Shards:
 
     def __init__(self, group: Rank = ALONE, text: str = "", fail: bool = False) -> None:
         self.group, self.text, self.fail, self.converted = group, text, fail, ""
+        self.wait: Callable[[], object] = lambda: None
 
-    def save(self, folder: str) -> Files:
-        own, first = f"shard-{self.group.rank:03d}", self.group.rank == 0
-        Path(folder, own).write_text(f"{self.text}/{self.group.rank:03d}/" + "x" * 1000)
-        if self.fail:
-            raise OSError("killed here")
-        if first:
-            Path(folder, "model").write_text(self.text)
-        return Files([own], ["model"] if first else [])
+    def save(self, folder: str, *, copy: bool) -> Callable[[], Files]:
+        text = self.text
+
+        def write() -> Files:
+            own, first = f"shard-{self.group.rank:03d}", self.group.rank == 0
+            Path(folder, own).write_text(f"{text}/{self.group.rank:03d}/" + "x" * 1000)
+            if self.fail:
+                raise OSError("killed here")
+            self.wait()
+            if first:
+                Path(folder, "model").write_text(text)
+            return Files([own], ["model"] if first else [])
+
+        return write
 
     def load(self, folder: str) -> None:
         self.text, own = Path(folder, "model").read_text(), f"{self.group.rank:03d}"
@@ -84,6 +91,41 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(run: str, tmp_path: Path)
     restored = Shards()
     assert checkpoints(run, scratch=scratch).restore(restored) == STATE
     assert restored.text == "three"
+
+
+def test_in_the_background_the_older_checkpoint_stands_until_all_ranks_have_settled(run: str, tmp_path: Path) -> None:
+    scratch, release = str(tmp_path / "scratch"), threading.Event()
+    together(2, lambda group: checkpoints(run, group, scratch=scratch).save(Shards(group, "old"), STATE))
+
+    def late(group: Rank) -> tuple[Any, ...]:
+        points, backend = checkpoints(run, group, scratch=scratch), Shards(group, "new")
+        assert points.restore(Shards(group)) == STATE
+        backend.wait = (lambda: release.wait(20)) if group.rank else (lambda: None)
+        points.save(backend, TrainState(step=9), wait=False)
+        before, backend.text = points.read(), "moved on"
+        if group.rank:
+            assert not points.written
+        group.barrier()
+        release.set()
+        points.settle()
+        after, restored = points.read(), Shards(group)
+        assert before is not None and after is not None and not points.pending and points.written
+        return before.state.step, after.state.step, points.restore(restored) == TrainState(step=9), restored.text
+
+    assert together(2, late) == [(3, 9, True, "new")] * 2
+    assert files_below(run) == ["model", "shard-000", "shard-001", "state.json"]
+
+
+def test_what_fails_in_the_background_is_raised_where_it_is_settled_and_leaves_the_older_one(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(Shards(text="three"), STATE)
+    points = checkpoints(tmp_path)
+    points.save(Shards(text="six", fail=True), TrainState(step=6), wait=False)
+    for act in (points.settle, lambda: points.restore(Shards())):
+        with pytest.raises(OSError, match="killed"):
+            act()
+        points.save(Shards(text="six", fail=True), TrainState(step=6), wait=False)
+    points.clear()
+    assert not files_below(tmp_path), "what is to be removed need not be whole"
 
 
 class Killed(BaseException):

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import quiet_deepspeed
-from pipeline.engine.files import FORBID, FORCE, plain_loading
+from pipeline.engine.files import FORBID, FORCE, copy_of, plain_loading
 from pipeline.errors import CheckpointError
 
 
@@ -52,3 +52,18 @@ def test_deepspeed_s_own_plain_classes_pass_and_what_was_set_before_stands(
         assert torch.load(file, weights_only=False).start == 3
     assert os.environ[FORBID] == "1" and FORCE not in os.environ
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_copy_stands_still_keeps_what_was_one_as_one_and_brings_no_more_than_its_own_elements() -> None:
+    whole = torch.arange(1000.0)
+    part, moving = whole[10:13], torch.ones(2, requires_grad=True)
+    state = {"part": part, "again": [part, (moving, "x")], "loss": {"scale": [1]}, "none": torch.empty(0)}
+    held = copy_of(state)
+    whole.add_(1)
+    with torch.no_grad():
+        moving.mul_(5)
+    state["loss"]["scale"].append(2)
+    assert held["part"].tolist() == [10.0, 11.0, 12.0] and held["part"] is held["again"][0]
+    assert held["part"].untyped_storage().nbytes() == 12
+    assert held["again"][1][0].tolist() == [1.0, 1.0] and not held["again"][1][0].requires_grad
+    assert held["again"][1][1] == "x" and held["loss"] == {"scale": [1]} and held["none"].numel() == 0

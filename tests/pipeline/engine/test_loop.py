@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,9 +49,14 @@ class Backend:
         assert step == self.weight
         self.weight += 1
 
-    def save(self, folder: str) -> Files:
-        Path(folder, "weight").write_text(str(self.weight))
-        return Files(["weight"], [])
+    def save(self, folder: str, *, copy: bool) -> Callable[[], Files]:
+        weight = self.weight
+
+        def write() -> Files:
+            Path(folder, "weight").write_text(str(weight))
+            return Files(["weight"], [])
+
+        return write
 
     def load(self, folder: str) -> None:
         self.weight = int(Path(folder, "weight").read_text())
@@ -86,6 +92,7 @@ def run(folder: Path, backend: Backend, feed: Feed, group: Group | None = None, 
     settings: dict[str, Any] = {
         "steps": 10,
         "save_every": 3,
+        "background": True,
         "guard": Guard(),
         "checkpoints": Checkpoints(str(folder), "p", config_digest="d", group=group),
         "telemetry": SimpleNamespace(start=lambda *a: None, step=lambda *a: None, flush=lambda: None),
@@ -122,6 +129,36 @@ def test_a_probe_stops_here_or_goes_back(tmp_path: Path) -> None:
     assert (state.step, backend.weight, reason) == (4, 4, "floor")
 
 
+def test_steps_go_on_while_a_checkpoint_is_written_and_it_is_put_in_place_at_the_next_step_that_finds_it_written(
+    tmp_path: Path,
+) -> None:
+    released, seen = threading.Event(), []
+
+    class Slow(Backend):
+        def save(self, folder: str, *, copy: bool) -> Callable[[], Files]:
+            write, late = super().save(folder, copy=copy), self.weight == 3
+            assert copy
+            return lambda: (released.wait(20) if late else None, write())[1]
+
+    points = Checkpoints(str(tmp_path), "p", config_digest="d", group=Group())  # type: ignore[arg-type]
+
+    def loss(model: Any, batch: int) -> Losses:
+        saved = points.read()
+        seen.append(saved.state.step if saved else None)
+        if batch == 5:
+            released.set()
+            while not points.written:
+                time.sleep(0.01)
+        return Losses(torch.zeros(()), {"loss": 0.0})
+
+    run(tmp_path, Slow(), Feed(), loss=loss, checkpoints=points, steps=8, save_every=3)
+    assert seen[4:6] == [0, 0], "steps 4 and 5 were taken while that of step 3 was being written"
+    assert seen[6] == 3, "it was put in place with step 5"
+    points.settle()
+    last = points.read()
+    assert last is not None and last.state.step == 6
+
+
 def test_asked_to_leave_it_saves_and_the_next_run_goes_on(tmp_path: Path) -> None:
     group, feed = Group(), Feed()
 
@@ -145,11 +182,11 @@ from pipeline import __main__ as worker
 from pipeline.engine.distributed import group
 from tests.pipeline.engine.test_loop import Backend, Feed, run
 class Slow(Backend):
-    def save(self, folder):
+    def save(self, folder, copy):
         if self.weight:
             print("saving", flush=True)
         time.sleep(0.5)
-        return super().save(folder)
+        return super().save(folder, copy=copy)
 def steps(name, folder, rank, world_size):
     print("working", flush=True)
     feed = Feed()

@@ -51,7 +51,7 @@ def steps(name, folder, rank, world_size):
         if (batch, rank) == (3, 1):
             lost_in_thought()
         return Losses(torch.zeros(()), {"loss": float(group().sum(torch.ones(1)))})
-    none = SimpleNamespace(restore=lambda backend: None, save=lambda backend, state: None)
+    none = SimpleNamespace(restore=lambda backend: None, save=lambda backend, state, wait: None, written=True, pending=False)
     telemetry = Telemetry(folder, name, every=1, group=group())
     run(Path(folder), Backend(), Feed(), group(), loss=loss, checkpoints=none, telemetry=telemetry)
 launch, engine = SimpleNamespace(timeout_seconds=3), SimpleNamespace(compile=False)
