@@ -17,7 +17,8 @@
 namespace {
 
 constexpr int LANES = 16;
-constexpr int CHUNK = 256;     // places whose noise is made at once: it stays in the first cache
+constexpr int GROUP = 8 * LANES; // places that sixteen blocks of ChaCha20 or thirty-two of Philox fill
+constexpr int CHUNK = 2 * GROUP; // places whose noise is made at once: it stays in the first cache
 constexpr int BLOCK = 1 << 14; // places that have sums of their own; a multiple of CHUNK
 constexpr int64_t ALONE = 8;   // blocks below which another thread costs more than it saves
 
@@ -134,11 +135,12 @@ inline void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4
 }
 #endif
 
-void philox(const Draw &draw, uint64_t chunk, float *__restrict out) {
-  for (int group = 0; group < CHUNK / (4 * LANES); ++group) {
+// Numbers of GROUP places. Not inlined: among other code the compiler no longer sees that these loops are vectors.
+__attribute__((noinline)) void philox(const Draw &draw, uint64_t group, float *__restrict out) {
+  for (int half = 0; half < 2; ++half) {
     alignas(64) uint32_t words[4][LANES];
-    philox_words(draw, (chunk * (CHUNK / (4 * LANES)) + group) * LANES, words);
-    float *__restrict part = out + group * 4 * LANES;
+    philox_words(draw, (2 * group + half) * LANES, words);
+    float *__restrict part = out + half * 4 * LANES;
 #pragma GCC ivdep
     for (int lane = 0; lane < LANES; ++lane) {
       const uint32_t b = words[1][lane], d = words[3][lane];
@@ -155,42 +157,35 @@ inline void quarter_round(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d) {
   c += d, b ^= c, b = (b << 7) | (b >> 25);
 }
 
-void chacha(const Draw &draw, uint64_t chunk, float *__restrict out) {
-  for (int group = 0; group < CHUNK / (8 * LANES); ++group) {
-    const uint64_t counter = (chunk * (CHUNK / (8 * LANES)) + group) * LANES;
-    const uint32_t low = uint32_t(counter), high = uint32_t(counter >> 32);
-    float rows[8][LANES];
+__attribute__((noinline)) void chacha(const Draw &draw, uint64_t group, float *__restrict out) {
+  const uint32_t low = uint32_t(group * LANES), high = uint32_t((group * LANES) >> 32);
+  float rows[8][LANES];
 #pragma GCC ivdep
-    for (int lane = 0; lane < LANES; ++lane) {
-      const uint32_t start[16] = {0x61707865u, 0x3320646eu, 0x79622d32u, 0x6b206574u, draw.key[0], draw.key[1],
-                                  draw.key[2], draw.key[3], draw.key[4], draw.key[5], draw.key[6], draw.key[7],
-                                  low + uint32_t(lane), high, uint32_t(draw.step), uint32_t(draw.step >> 32)};
-      uint32_t x0 = start[0], x1 = start[1], x2 = start[2], x3 = start[3], x4 = start[4], x5 = start[5], x6 = start[6],
-               x7 = start[7], x8 = start[8], x9 = start[9], x10 = start[10], x11 = start[11], x12 = start[12],
-               x13 = start[13], x14 = start[14], x15 = start[15];
+  for (int lane = 0; lane < LANES; ++lane) {
+    const uint32_t start[16] = {0x61707865u, 0x3320646eu, 0x79622d32u, 0x6b206574u, draw.key[0], draw.key[1],
+                                draw.key[2], draw.key[3], draw.key[4], draw.key[5], draw.key[6], draw.key[7],
+                                low + uint32_t(lane), high, uint32_t(draw.step), uint32_t(draw.step >> 32)};
+    uint32_t x0 = start[0], x1 = start[1], x2 = start[2], x3 = start[3], x4 = start[4], x5 = start[5], x6 = start[6],
+             x7 = start[7], x8 = start[8], x9 = start[9], x10 = start[10], x11 = start[11], x12 = start[12],
+             x13 = start[13], x14 = start[14], x15 = start[15];
 #pragma GCC unroll 10
-      for (int round = 0; round < 10; ++round) {
-        quarter_round(x0, x4, x8, x12), quarter_round(x1, x5, x9, x13);
-        quarter_round(x2, x6, x10, x14), quarter_round(x3, x7, x11, x15);
-        quarter_round(x0, x5, x10, x15), quarter_round(x1, x6, x11, x12);
-        quarter_round(x2, x7, x8, x13), quarter_round(x3, x4, x9, x14);
-      }
-      pair(x0 + start[0], (x1 + start[1]) >> 11, x2 + start[2], rows[0][lane], rows[1][lane]);
-      pair(x4 + start[4], (x5 + start[5]) >> 11, x6 + start[6], rows[2][lane], rows[3][lane]);
-      pair(x8 + start[8], (x9 + start[9]) >> 11, x10 + start[10], rows[4][lane], rows[5][lane]);
-      pair(x12 + start[12], (x13 + start[13]) >> 11, x14 + start[14], rows[6][lane], rows[7][lane]);
+    for (int round = 0; round < 10; ++round) {
+      quarter_round(x0, x4, x8, x12), quarter_round(x1, x5, x9, x13);
+      quarter_round(x2, x6, x10, x14), quarter_round(x3, x7, x11, x15);
+      quarter_round(x0, x5, x10, x15), quarter_round(x1, x6, x11, x12);
+      quarter_round(x2, x7, x8, x13), quarter_round(x3, x4, x9, x14);
     }
-    float *__restrict part = out + group * 8 * LANES;
-    for (int lane = 0; lane < LANES; ++lane)
-      for (int row = 0; row < 8; ++row) part[lane * 8 + row] = rows[row][lane];
+    pair(x0 + start[0], (x1 + start[1]) >> 11, x2 + start[2], rows[0][lane], rows[1][lane]);
+    pair(x4 + start[4], (x5 + start[5]) >> 11, x6 + start[6], rows[2][lane], rows[3][lane]);
+    pair(x8 + start[8], (x9 + start[9]) >> 11, x10 + start[10], rows[4][lane], rows[5][lane]);
+    pair(x12 + start[12], (x13 + start[13]) >> 11, x14 + start[14], rows[6][lane], rows[7][lane]);
   }
+  for (int lane = 0; lane < LANES; ++lane)
+    for (int row = 0; row < 8; ++row) out[lane * 8 + row] = rows[row][lane];
 }
 
-inline void fill(const Draw &draw, uint64_t chunk, float *__restrict out) {
-  if (draw.cipher == 2)
-    chacha(draw, chunk, out);
-  else
-    philox(draw, chunk, out);
+inline void fill(const Draw &draw, uint64_t group, float *__restrict out) {
+  draw.cipher == 2 ? chacha(draw, group, out) : philox(draw, group, out);
 }
 
 // Calls part(block, begin, end) for all blocks of places `start` to `start + count`; begin and end count from `start`.
@@ -279,14 +274,14 @@ void move(float *p, const G *g, const float *a, uint16_t *q, int64_t start, int6
     };
     for (int64_t place = begin; place < end;) {
       const int64_t chunk = (start + place) / CHUNK, last = std::min(end, (chunk + 1) * CHUNK - start);
-      if (NOISE) {
-        // While noise is made nothing is read: ask now for what is read after it.
-        for (int64_t line = place; line < last; line += 16) {
-          __builtin_prefetch(p + line + CHUNK, 1);
-          if (GRADIENT) __builtin_prefetch(g + line + CHUNK);
-          if (ANCHOR) __builtin_prefetch(a + line + CHUNK);
+      for (int group = 0; NOISE && group < CHUNK / GROUP; ++group) {
+        // While noise is made nothing is read: ask for what is read after it, a few lines at a time.
+        for (int64_t line = place + CHUNK + group * GROUP; line < place + CHUNK + (group + 1) * GROUP; line += 16) {
+          __builtin_prefetch(p + line, 1);
+          if (GRADIENT) __builtin_prefetch(g + line);
+          if (ANCHOR) __builtin_prefetch(a + line);
         }
-        fill(draw, uint64_t(chunk), noise);
+        fill(draw, uint64_t(chunk) * (CHUNK / GROUP) + group, noise + group * GROUP);
       }
       const float *numbers = noise - (chunk * CHUNK - start);
       over_lines(
@@ -319,7 +314,8 @@ void unlearn_normal(const Draw *draw, int64_t start, int64_t count, int threads,
     alignas(64) float noise[CHUNK];
     for (int64_t place = begin; place < end;) {
       const int64_t chunk = (start + place) / CHUNK, last = std::min(end, (chunk + 1) * CHUNK - start);
-      fill(*draw, uint64_t(chunk), noise);
+      for (int group = 0; group < CHUNK / GROUP; ++group)
+        fill(*draw, uint64_t(chunk) * (CHUNK / GROUP) + group, noise + group * GROUP);
       std::memcpy(out + place, noise + (start + place - chunk * CHUNK), sizeof(float) * (last - place));
       place = last;
     }
