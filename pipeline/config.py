@@ -164,6 +164,8 @@ class EngineConfig:
     """Steps between sharded checkpoints of the long phases."""
     log_steps: Positive = 10
     """Steps between lines in metrics.jsonl."""
+    kernels: Literal["auto", "reference", "cpu", "triton"] = "auto"
+    """What moves weights in steps that are ours: compiled kernels where they work, or plain torch (reference)."""
     jit_ops: bool = False
     """Let DeepSpeed compile its shared-memory collective on CPU at first use (needs a C++ compiler, about 25 s)."""
 

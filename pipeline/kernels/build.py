@@ -57,7 +57,7 @@ def _compile(compiler: str, target: Path) -> None:
         for chosen in (NATIVE, NATIVE[:1], ()):  # not each compiler and processor knows these
             done = _run([compiler, *FLAGS, *chosen, str(SOURCE), "-o", own])
             if done.returncode == 0:
-                os.chmod(own, 0o755)
+                os.chmod(own, 0o700)  # the linker keeps the temporary file's mode
                 os.replace(own, target)
                 return
         lines = done.stderr.strip().splitlines() or [f"{compiler} ended with {done.returncode}"]
@@ -74,9 +74,13 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _name(source: bytes, compiler: str) -> str:
-    """A digest of source, compiler, its version, flags and processor: a library for another one would end in an illegal instruction."""
+    """A digest of all that the library depends on: one for another processor would end in an illegal instruction."""
     version = _run([compiler, "--version"]).stdout
     info = Path("/proc/cpuinfo")
-    able = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "") if info.exists() else ""
+    able = (
+        next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+        if info.exists()
+        else ""
+    )
     parts = (compiler, version, *FLAGS, *NATIVE, platform.machine(), platform.processor(), able)
     return hashlib.sha256(source + "\0".join(parts).encode()).hexdigest()[:24]

@@ -5,14 +5,15 @@ secret to keep, or from ChaCha20 (RFC 8439), with counter and nonce as `pipeline
 Box and Muller's transform of 53 bits (Philox: 40 of them) for the radius and 32 (24) for the angle, so that the tail reaches 8.6
 (7.4) standard deviations.
 
-The logarithm, sine and cosine are the polynomials of Moshier's Cephes, evaluated in fp32 by single multiplications and additions in
-a fixed order: each implementation gives the same bits, which libraries of mathematics would not.
+The logarithm, sine and cosine are the polynomials of Moshier's Cephes, evaluated in fp32 by single multiplications and additions
+in a fixed order: each implementation gives the same bits, which libraries of mathematics would not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,11 +40,12 @@ SINE = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COSINE = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
-class Draw(NamedTuple):
-    """Which numbers. cipher: of the bits · key: 8 bytes for philox, 32 for chacha20 · step: below 2^64"""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draw:
+    """Which numbers. cipher: of the bits · key: 8 bytes for philox, 32 for chacha20; never printed · step: below 2^64"""
 
     cipher: Literal["philox", "chacha20"]
-    key: bytes | bytearray
+    key: bytes | bytearray = dataclasses.field(repr=False)
     step: int
 
 
@@ -71,7 +73,7 @@ def normal(draw: Draw, start: int, count: int, device: torch.device | str = "cpu
 
 def _philox(counter: Tensor, step: tuple[int, int], key: list[int]) -> list[Tensor]:
     """Four words of 32 bits a counter, int64 each."""
-    a, b = counter & LOW, counter >> 32
+    a, b = counter & LOW, counter >> 32 & LOW
     c, d = (torch.full_like(counter, word) for word in step)
     k, m = key
     for _ in range(10):

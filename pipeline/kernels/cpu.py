@@ -18,7 +18,7 @@ LONG, FLOAT, PLACE = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
 class _Draw(ctypes.Structure):
-    _fields_ = [("cipher", ctypes.c_int32), ("key", ctypes.c_uint32 * 8), ("step", ctypes.c_uint64)]  # noqa: RUF012
+    _fields_ = [("cipher", ctypes.c_int32), ("key", ctypes.c_uint32 * 8), ("step", ctypes.c_uint64)]
 
 
 class Cpu:
@@ -86,7 +86,8 @@ def _draw(draw: Draw | None) -> _Draw:
     made = _Draw()
     if draw is not None:
         made.cipher, made.step = CIPHERS[draw.cipher], draw.step
-        ctypes.memmove(made.key, bytes(draw.key), len(draw.key))
+        key = draw.key if isinstance(draw.key, bytes) else (ctypes.c_char * len(draw.key)).from_buffer(draw.key)
+        ctypes.memmove(made.key, key, len(draw.key))
     return made
 
 

@@ -30,8 +30,8 @@ PIECE = 1 << 16
 
 
 class Kernels(Protocol):
-    """An implementation. Vectors are contiguous, one-dimensional, of equal length and on one device; `start` is the place of their
-    first element in the vector of all ranks."""
+    """An implementation. Vectors are contiguous, one-dimensional, of equal length and on one device; `start` is the place of
+    their first element in the vector of all ranks."""
 
     @property
     def name(self) -> str:
