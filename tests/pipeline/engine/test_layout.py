@@ -10,6 +10,7 @@ from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.distributed import group
 from pipeline.engine.layout import pieces_of
 from pipeline.engine.noisy import NoisySteps
+from pipeline.kernels.reference import Reference
 from pipeline.models.autoencoder import Config, build
 from pipeline.privacy.mechanism import CertifyConfig, mechanism_of
 from pipeline.privacy.noise import SecretNoise
@@ -30,7 +31,7 @@ def pieces(stage: int, precision: str, frozen: bool = False) -> Found:
     made: list[NoisySteps] = []
 
     def noisy(moving: list[torch.nn.Parameter]) -> NoisySteps:
-        made.append(NoisySteps(moving, mechanism=rule, noise=SecretNoise(bytes(32)), sum=ranks.sum))
+        made.append(NoisySteps(moving, mechanism=rule, noise=SecretNoise(bytes(32)), sum=ranks.sum, kernels=Reference()))
         return made[0]
 
     backend = Backend(
@@ -39,7 +40,7 @@ def pieces(stage: int, precision: str, frozen: bool = False) -> Found:
         optimizer=OptimizerConfig(learning_rate=1.0, steps=1),
         micro_batch=1,
         group=ranks,
-        noisy=noisy,
+        steps=noisy,
     )
     names = [name for name, _ in model().named_parameters()]
     found = [
