@@ -305,9 +305,102 @@ void move_with(bool noise, float *p, const G *g, const float *a, uint16_t *q, Re
     q ? move<ANCHOR, G, GRADIENT, false, true>(p, g, a, q, rest...) : move<ANCHOR, G, GRADIENT, false, false>(p, g, a, q, rest...);
 }
 
+// Calls some(begin, end) for parts of `rows` rows, on more than one thread where the rows are long together.
+template <class Some> void over_rows(int64_t rows, int64_t width, int threads, Some some) {
+  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(threads, rows * width / (ALONE * BLOCK)));
+  std::vector<std::thread> others;
+  for (int64_t n = 1; n < wanted; ++n) others.emplace_back(some, rows * n / wanted, rows * (n + 1) / wanted);
+  some(0, rows / wanted);
+  for (auto &other : others) other.join();
+}
+
+// Sum of term(place) over a row, in sixteen parts that are added at the end.
+template <class Term> inline float row_sum(int64_t width, Term term) {
+  float lanes[LANES] = {};
+  int64_t place = 0;
+  for (; place + LANES <= width; place += LANES)
+    for (int lane = 0; lane < LANES; ++lane) lanes[lane] += term(place + lane);
+  for (; place < width; ++place) lanes[place % LANES] += term(place);
+  float total = 0;
+  for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
+  return total;
+}
+
+struct Scale {
+  float mean, factor; // a normalised value is (t - mean) * factor
+};
+
+inline Scale scale_of(const float *t, int64_t width, bool normal) {
+  if (!normal) return {0.0f, 1.0f};
+  const float mean = row_sum(width, [=](int64_t place) { return t[place]; }) / float(width);
+  const float squares = row_sum(width, [=](int64_t place) { return (t[place] - mean) * (t[place] - mean); });
+  return {mean, 1.0f / std::sqrt(squares / float(width - 1) + 1e-6f)};
+}
+
+template <class T>
+void patch_errors(const T *x, const float *t, const uint8_t *hidden, const float *weight, int64_t rows, int64_t width, bool normal,
+                  int threads, float *out) {
+  over_rows(rows, width, threads, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T *mine = x + row * width;
+      const float *theirs = t + row * width;
+      const Scale scale = hidden[row] ? scale_of(theirs, width, normal) : Scale{0.0f, 1.0f};
+      auto square = [=](int64_t place) {
+        const float apart = widen(mine[place]) - (theirs[place] - scale.mean) * scale.factor;
+        return apart * apart;
+      };
+      const float total = !hidden[row] ? 0.0f
+                          : weight     ? row_sum(width, [=](int64_t place) { return weight[place] * square(place); })
+                                       : row_sum(width, square);
+      out[row] = total / float(width);
+    }
+  });
+}
+
+inline void put(float *out, float value) { *out = value; }
+inline void put(uint16_t *out, float value) { *out = narrow(value); }
+
+template <class T>
+void patch_slopes(const T *x, const float *t, const uint8_t *hidden, const float *weight, const float *factors, int64_t rows,
+                  int64_t width, bool normal, int threads, T *out) {
+  over_rows(rows, width, threads, [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      T *__restrict slope = out + row * width;
+      if (!hidden[row]) {
+        std::memset(slope, 0, sizeof(T) * width);
+        continue;
+      }
+      const T *mine = x + row * width;
+      const float *theirs = t + row * width;
+      const Scale scale = scale_of(theirs, width, normal);
+      const float factor = factors[row];
+      if (weight)
+        for (int64_t place = 0; place < width; ++place)
+          put(slope + place, factor * weight[place] * (widen(mine[place]) - (theirs[place] - scale.mean) * scale.factor));
+      else
+        for (int64_t place = 0; place < width; ++place)
+          put(slope + place, factor * (widen(mine[place]) - (theirs[place] - scale.mean) * scale.factor));
+    }
+  });
+}
+
 } // namespace
 
 extern "C" {
+
+void unlearn_patch_errors(const void *x, int low, const float *t, const uint8_t *hidden, const float *weight, int64_t rows,
+                          int64_t width, int normal, int threads, float *out) {
+  low ? patch_errors(static_cast<const uint16_t *>(x), t, hidden, weight, rows, width, normal != 0, threads, out)
+      : patch_errors(static_cast<const float *>(x), t, hidden, weight, rows, width, normal != 0, threads, out);
+}
+
+void unlearn_patch_slopes(const void *x, int low, const float *t, const uint8_t *hidden, const float *weight, const float *factors,
+                          int64_t rows, int64_t width, int normal, int threads, void *out) {
+  low ? patch_slopes(static_cast<const uint16_t *>(x), t, hidden, weight, factors, rows, width, normal != 0, threads,
+                     static_cast<uint16_t *>(out))
+      : patch_slopes(static_cast<const float *>(x), t, hidden, weight, factors, rows, width, normal != 0, threads,
+                     static_cast<float *>(out));
+}
 
 void unlearn_normal(const Draw *draw, int64_t start, int64_t count, int threads, float *out) {
   over_blocks(start, count, threads, [=](int64_t, int64_t begin, int64_t end) {

@@ -76,6 +76,23 @@ class Cpu:
         self._call("project", _place(weights), _place(anchor), _place(copy, low=True), *size, _place(out))
         return out
 
+    def patch_errors(self, prediction: Tensor, target: Tensor, hidden: Tensor, *, weight: Tensor | None, normal: bool) -> Tensor:
+        """See `Kernels.patch_errors`."""
+        out = torch.empty(len(prediction))
+        size = (LONG(prediction.shape[0]), LONG(prediction.shape[1]), int(normal), torch.get_num_threads())
+        self._call("patch_errors", *_patches(prediction, target, hidden, weight), *size, _place(out))
+        return out
+
+    def patch_slopes(
+        self, prediction: Tensor, target: Tensor, hidden: Tensor, factors: Tensor, *, weight: Tensor | None, normal: bool
+    ) -> Tensor:
+        """See `Kernels.patch_slopes`."""
+        out = torch.empty_like(prediction)
+        size = (LONG(prediction.shape[0]), LONG(prediction.shape[1]), int(normal), torch.get_num_threads())
+        given = (*_patches(prediction, target, hidden, weight), _place(factors))
+        self._call("patch_slopes", *given, *size, _place(out, low=True))
+        return out
+
     def _call(self, name: str, *given: Any) -> None:
         function = getattr(self._library, f"unlearn_{name}")
         function.restype = None
@@ -89,6 +106,13 @@ def _draw(draw: Draw | None) -> _Draw:
         key = draw.key if isinstance(draw.key, bytes) else (ctypes.c_char * len(draw.key)).from_buffer(draw.key)
         ctypes.memmove(made.key, key, len(draw.key))
     return made
+
+
+def _patches(prediction: Tensor, target: Tensor, hidden: Tensor, weight: Tensor | None) -> tuple[Any, ...]:
+    if hidden.dtype != torch.bool or not hidden.is_contiguous():
+        raise ValueError(f"a kernel for a contiguous mask was given {hidden.dtype}")
+    places = (_place(target), PLACE(hidden.data_ptr()), _place(weight))
+    return (_place(prediction, low=True), _is_low(prediction), *places)
 
 
 def _is_low(tensor: Tensor | None) -> int:

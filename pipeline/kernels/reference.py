@@ -79,6 +79,27 @@ class Kernels(Protocol):
         """Write a + factor (w - a) over the weights w, fp32 [n], and to `copy`; at 1 nothing. Returns |w - a|^2 then, fp64 []."""
         ...
 
+    def patch_errors(self, prediction: Tensor, target: Tensor, hidden: Tensor, *, weight: Tensor | None, normal: bool) -> Tensor:
+        """Mean over a patch of weight (prediction - target)^2, summed in fp32; see `patch_loss.patch_loss`.
+
+        Args:
+            prediction: fp32 or bf16 [N, D].
+            target: fp32 [N, D].
+            hidden: bool [N]; other patches have an error of 0.
+            weight: fp32 [D]; None: 1.
+            normal: of targets with mean 0 and variance 1 in each patch.
+
+        Returns:
+            fp32 [N].
+        """
+        ...
+
+    def patch_slopes(
+        self, prediction: Tensor, target: Tensor, hidden: Tensor, factors: Tensor, *, weight: Tensor | None, normal: bool
+    ) -> Tensor:
+        """factors weight (prediction - target) of hidden patches, 0 of others; factors: fp32 [N]; in the prediction's type."""
+        ...
+
 
 class Reference:
     """`Kernels` on any device."""
@@ -134,6 +155,25 @@ class Reference:
                     copy[part].copy_(p)
             total += (p - a).double().square().sum()
         return total
+
+    def patch_errors(self, prediction: Tensor, target: Tensor, hidden: Tensor, *, weight: Tensor | None, normal: bool) -> Tensor:
+        """See `Kernels.patch_errors`."""
+        squares = (prediction.float() - _normalised(target, normal)).square()
+        return (squares if weight is None else squares * weight).mean(1) * hidden
+
+    def patch_slopes(
+        self, prediction: Tensor, target: Tensor, hidden: Tensor, factors: Tensor, *, weight: Tensor | None, normal: bool
+    ) -> Tensor:
+        """See `Kernels.patch_slopes`."""
+        apart = (prediction.float() - _normalised(target, normal)) * (factors * hidden)[:, None]
+        return (apart if weight is None else apart * weight).to(prediction.dtype)
+
+
+def _normalised(target: Tensor, normal: bool) -> Tensor:
+    """Each patch with mean 0 and variance 1, as MAE has it (arXiv 2111.06377, the released code's norm_pix_loss)."""
+    if not normal:
+        return target
+    return (target - target.mean(1, keepdim=True)) / (target.var(1, keepdim=True) + 1e-6).sqrt()
 
 
 def _parts(count: int) -> Iterator[slice]:

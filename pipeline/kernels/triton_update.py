@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pipeline.kernels.counter import GROUP, Draw
+from pipeline.kernels.triton_patch import narrow, patch_errors, patch_slopes
 
 __all__ = ["Triton"]
 
@@ -147,14 +148,6 @@ def _chacha(low, high, words):
 
 
 @triton.jit
-def _narrow(value):
-    """To bf16, to nearest, ties to even; by bits, because the interpreter cuts them off."""
-    bits = value.to(tl.uint32, bitcast=True)
-    rounded = tl.where(value != value, 0x7FC0, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
-    return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-
-
-@triton.jit
 def _one(p, g, a, q, first, start, count, rho, pull, scale, number, sums, KEEP: tl.constexpr, NOISE: tl.constexpr):
     """Move the places `first` of the vector; the three sums with theirs."""
     place = first - start
@@ -171,7 +164,7 @@ def _one(p, g, a, q, first, start, count, rho, pull, scale, number, sums, KEEP: 
     written = target + scale * number if NOISE else target
     tl.store(p + place, written, here)
     if q is not None:
-        tl.store(q + place, _narrow(written), here)
+        tl.store(q + place, narrow(written), here)
     moved = tl.where(here, target - drawn, 0.0).to(tl.float64)
     made = tl.where(here, written - target, 0.0).to(tl.float64)
     apart = tl.where(here, written - centre if a is not None else written, 0.0).to(tl.float64)
@@ -238,7 +231,7 @@ def _project(p, a, q, out, count, factor, DRAW: tl.constexpr, BLOCK: tl.constexp
         was = centre + factor * (was - centre)
         tl.store(p + place, was, here)
         if q is not None:
-            tl.store(q + place, _narrow(was), here)
+            tl.store(q + place, narrow(was), here)
     apart = (was - centre).to(tl.float64)
     tl.store(out + tl.program_id(0), tl.sum(apart * apart))
 
@@ -286,6 +279,16 @@ class Triton:
             options: Any = {"DRAW": factor != 1.0, "BLOCK": BLOCK, "enable_fp_fusion": False}
             _project[(len(out),)](weights, anchor, copy, out, len(weights), float(factor), **options)
         return out.sum()
+
+    def patch_errors(self, prediction: Tensor, target: Tensor, hidden: Tensor, *, weight: Tensor | None, normal: bool) -> Tensor:
+        """See `Kernels.patch_errors`."""
+        return patch_errors(prediction, target, hidden, weight, normal)
+
+    def patch_slopes(
+        self, prediction: Tensor, target: Tensor, hidden: Tensor, factors: Tensor, *, weight: Tensor | None, normal: bool
+    ) -> Tensor:
+        """See `Kernels.patch_slopes`."""
+        return patch_slopes(prediction, target, hidden, factors, weight, normal)
 
 
 def _programs(start: int, count: int) -> int:
