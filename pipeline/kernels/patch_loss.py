@@ -11,13 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.kernels.choose import choose
 from pipeline.kernels.reference import Kernels, Reference
 
 __all__ = ["patch_loss"]
 
 
 def patch_loss(
-    prediction: Tensor, target: Tensor, hidden: Tensor, *, kernels: Kernels, weight: Tensor | None = None, normal: bool = False
+    prediction: Tensor,
+    target: Tensor,
+    hidden: Tensor,
+    *,
+    weight: Tensor | None = None,
+    normal: bool = False,
+    kernels: Kernels | None = None,
 ) -> Tensor:
     """Mean over a sample's hidden patches of the mean squared error of each (arXiv 2111.06377, section 3).
 
@@ -25,9 +32,9 @@ def patch_loss(
         prediction: fp32 or bf16 [B, L, D].
         target: fp32 [B, L, D]; gets no gradient.
         hidden: bool [B, L]; a sample without a hidden patch has no loss: NaN.
-        kernels: what computes.
         weight: fp32 [D], of each square; None: 1.
         normal: whether targets are brought to mean 0 and variance 1 in each patch.
+        kernels: what computes; None: what is chosen for the device.
 
     Returns:
         fp32 [B].
@@ -35,7 +42,7 @@ def patch_loss(
     if torch.compiler.is_compiling():
         # The compiler sees into plain torch and fuses that itself; it does not see into a library.
         return _forward(prediction, target, hidden, weight, normal, Reference())
-    found: Tensor = _PatchLoss.apply(prediction, target, hidden, weight, normal, kernels)
+    found: Tensor = _PatchLoss.apply(prediction, target, hidden, weight, normal, kernels or choose(prediction.device))
     return found
 
 
