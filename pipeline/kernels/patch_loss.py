@@ -39,8 +39,8 @@ def patch_loss(
     Returns:
         fp32 [B].
     """
-    if torch.compiler.is_compiling():
-        # The compiler sees into plain torch and fuses that itself; it does not see into a library.
+    if torch.compiler.is_compiling() or type(prediction) is not Tensor or prediction.is_meta:
+        # A compiler sees into plain torch and fuses that itself; a tracer's tensors have no memory that a library could read.
         return _forward(prediction, target, hidden, weight, normal, Reference())
     found: Tensor = _PatchLoss.apply(prediction, target, hidden, weight, normal, kernels or choose(prediction.device))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.kernels.build import BuildError, built
 from pipeline.kernels.cpu import Cpu
@@ -108,6 +109,13 @@ def test_a_compiler_sees_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     found = patch_loss(prediction.requires_grad_(), target, hidden, kernels=Reference(), weight=weight, normal=True)
     torch.testing.assert_close(found.double(), formula(prediction, target, hidden, weight, True), rtol=1e-5, atol=0)
     assert "PatchLoss" not in str(found.grad_fn)
+
+
+def test_tensors_without_memory_have_a_loss_without_memory() -> None:
+    prediction, target, hidden, _ = given(12)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        found = patch_loss(mode.from_tensor(prediction), mode.from_tensor(target), mode.from_tensor(hidden))
+    assert found.shape == (3,) and patch_loss(prediction.to("meta"), target.to("meta"), hidden.to("meta")).is_meta
 
 
 def test_nothing_hidden_has_no_loss_and_no_patch_moves(kernels: Kernels) -> None:
