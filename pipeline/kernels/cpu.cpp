@@ -14,6 +14,10 @@
 #include <immintrin.h>
 #endif
 
+// Each helper is inlined by order: where the compiler decides for itself that there are too many, loops are no vectors any more.
+#define UNLEARN_INNER __attribute__((always_inline))
+#define UNLEARN_INLINE UNLEARN_INNER inline
+
 namespace {
 
 constexpr int LANES = 16;
@@ -22,29 +26,29 @@ constexpr int CHUNK = 2 * GROUP; // places whose noise is made at once: it stays
 constexpr int BLOCK = 1 << 14; // places that have sums of their own; a multiple of CHUNK
 constexpr int64_t ALONE = 8;   // blocks below which another thread costs more than it saves
 
-inline uint32_t bits_of(float value) {
+UNLEARN_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
 }
 
-inline float float_of(uint32_t bits) {
+UNLEARN_INLINE float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
 }
 
-inline float widen(float value) { return value; }
-inline float widen(uint16_t value) { return float_of(uint32_t(value) << 16); }
+UNLEARN_INLINE float widen(float value) { return value; }
+UNLEARN_INLINE float widen(uint16_t value) { return float_of(uint32_t(value) << 16); }
 
-inline uint16_t narrow(float value) { // to bf16, to nearest, ties to even
+UNLEARN_INLINE uint16_t narrow(float value) { // to bf16, to nearest, ties to even
   const uint32_t bits = bits_of(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return value != value ? uint16_t(0x7fc0) : uint16_t(rounded);
 }
 
 // Two normal numbers of 53 bits for the radius and 32 for the angle; `counter.py` has the same steps, and says why.
-inline void pair(uint32_t high, uint32_t low, uint32_t angle, float &first, float &second) {
+UNLEARN_INLINE void pair(uint32_t high, uint32_t low, uint32_t angle, float &first, float &second) {
   const bool near = int32_t(high) < 0;
   const uint32_t flip = near ? 0xffffffffu : 0u;
   const float wide = float(int32_t(high ^ flip)) * 2097152.0f;
@@ -93,7 +97,7 @@ struct Draw {
 #ifdef __AVX512F__
 // By hand, because the compiler makes products of 64 bits, at three times the price, of what are products of 32: even and odd
 // counters keep to the lower halves of lanes of 64 bits.
-inline void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4][LANES]) {
+UNLEARN_INLINE void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4][LANES]) {
   const __m512i m = _mm512_set1_epi64(0xD2511F53), n = _mm512_set1_epi64(0xCD9E8D57), up = _mm512_set1_epi64(2);
   __m512i even[4], odd[4];
   even[0] = _mm512_add_epi64(_mm512_set1_epi64(int64_t(counter & 0xffffffffu)), _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14));
@@ -102,7 +106,7 @@ inline void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4
   even[2] = odd[2] = _mm512_set1_epi64(int64_t(draw.step & 0xffffffffu));
   even[3] = odd[3] = _mm512_set1_epi64(int64_t(draw.step >> 32));
   uint32_t first = draw.key[0], second = draw.key[1];
-  auto turn = [&](__m512i(&x)[4], __m512i k, __m512i l) {
+  auto turn = [&](__m512i(&x)[4], __m512i k, __m512i l) UNLEARN_INNER {
     const __m512i p = _mm512_mul_epu32(x[0], m), q = _mm512_mul_epu32(x[2], n);
     x[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(q, 32), x[1], k, 0x96);
     x[1] = q;
@@ -119,7 +123,7 @@ inline void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4
     _mm512_storeu_si512(words[word], _mm512_mask_blend_epi32(0xAAAA, even[word], _mm512_slli_epi64(odd[word], 32)));
 }
 #else
-inline void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4][LANES]) {
+UNLEARN_INLINE void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4][LANES]) {
   for (int lane = 0; lane < LANES; ++lane) {
     uint32_t a = uint32_t(counter) + uint32_t(lane), b = uint32_t(counter >> 32); // sixteen lanes never carry
     uint32_t c = uint32_t(draw.step), d = uint32_t(draw.step >> 32), k = draw.key[0], l = draw.key[1];
@@ -150,7 +154,7 @@ __attribute__((noinline)) void philox(const Draw &draw, uint64_t group, float *_
   }
 }
 
-inline void quarter_round(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d) {
+UNLEARN_INLINE void quarter_round(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d) {
   a += b, d ^= a, d = (d << 16) | (d >> 16);
   c += d, b ^= c, b = (b << 12) | (b >> 20);
   a += b, d ^= a, d = (d << 8) | (d >> 24);
@@ -184,7 +188,7 @@ __attribute__((noinline)) void chacha(const Draw &draw, uint64_t group, float *_
     for (int row = 0; row < 8; ++row) out[lane * 8 + row] = rows[row][lane];
 }
 
-inline void fill(const Draw &draw, uint64_t group, float *__restrict out) {
+UNLEARN_INLINE void fill(const Draw &draw, uint64_t group, float *__restrict out) {
   draw.cipher == 2 ? chacha(draw, group, out) : philox(draw, group, out);
 }
 
@@ -218,7 +222,8 @@ template <int N> struct Sums {
 };
 
 // Calls whole(place) for lines of LANES places that lie whole in the part, one(place) for the others; places count from `start`.
-template <class One, class Whole> inline void over_lines(int64_t start, int64_t begin, int64_t end, One one, Whole whole) {
+template <class One, class Whole>
+UNLEARN_INLINE void over_lines(int64_t start, int64_t begin, int64_t end, One one, Whole whole) {
   int64_t place = begin;
   for (; place < end && (start + place) % LANES; ++place) one(place);
   for (; place + LANES <= end; place += LANES) whole(place);
@@ -234,13 +239,13 @@ template <class G> void square(const G *g, int64_t start, int64_t count, int thr
   std::vector<double> parts(blocks_of(start, count));
   over_blocks(start, count, threads, [&](int64_t block, int64_t begin, int64_t end) {
     Sums<1> sums;
-    auto add = [&](int64_t place, int lane) {
+    auto add = [&](int64_t place, int lane) UNLEARN_INNER {
       const double value = widen(g[place]);
       sums.lanes[0][lane] += value * value;
     };
     over_lines(
-        start, begin, end, [&](int64_t place) { add(place, (start + place) % LANES); },
-        [&](int64_t place) {
+        start, begin, end, [&](int64_t place) UNLEARN_INNER { add(place, (start + place) % LANES); },
+        [&](int64_t place) UNLEARN_INNER {
           for (int lane = 0; lane < LANES; ++lane) add(place + lane, lane);
         });
     sums.into(&parts[block]);
@@ -260,7 +265,7 @@ void move(float *p, const G *g, const float *a, uint16_t *q, int64_t start, int6
   over_blocks(start, count, threads, [&, rho, k, s](int64_t block, int64_t begin, int64_t end) {
     Sums<3> sums;
     alignas(64) float noise[CHUNK];
-    auto one = [&, rho, k, s](int64_t place, int lane, float number) {
+    auto one = [&, rho, k, s](int64_t place, int lane, float number) UNLEARN_INNER {
       const float was = p[place], centre = ANCHOR ? a[place] : 0.0f;
       const float drawn = rho == 1.0f ? was : ANCHOR ? centre + rho * (was - centre) : rho * was;
       const float target = GRADIENT ? drawn + k * widen(g[place]) : drawn;
@@ -285,8 +290,8 @@ void move(float *p, const G *g, const float *a, uint16_t *q, int64_t start, int6
       }
       const float *numbers = noise - (chunk * CHUNK - start);
       over_lines(
-          start, place, last, [&](int64_t at) { one(at, (start + at) % LANES, NOISE ? numbers[at] : 0.0f); },
-          [&](int64_t at) {
+          start, place, last, [&](int64_t at) UNLEARN_INNER { one(at, (start + at) % LANES, NOISE ? numbers[at] : 0.0f); },
+          [&](int64_t at) UNLEARN_INNER {
 #pragma GCC ivdep
             for (int lane = 0; lane < LANES; ++lane) one(at + lane, lane, NOISE ? numbers[at + lane] : 0.0f);
           });
@@ -315,7 +320,7 @@ template <class Some> void over_rows(int64_t rows, int64_t width, int threads, S
 }
 
 // Sum of term(place) over a row, in sixteen parts that are added at the end.
-template <class Term> inline float row_sum(int64_t width, Term term) {
+template <class Term> UNLEARN_INLINE float row_sum(int64_t width, Term term) {
   float lanes[LANES] = {};
   int64_t place = 0;
   for (; place + LANES <= width; place += LANES)
@@ -330,10 +335,10 @@ struct Scale {
   float mean, factor; // a normalised value is (t - mean) * factor
 };
 
-inline Scale scale_of(const float *t, int64_t width, bool normal) {
+UNLEARN_INLINE Scale scale_of(const float *t, int64_t width, bool normal) {
   if (!normal) return {0.0f, 1.0f};
-  const float mean = row_sum(width, [=](int64_t place) { return t[place]; }) / float(width);
-  const float squares = row_sum(width, [=](int64_t place) { return (t[place] - mean) * (t[place] - mean); });
+  const float mean = row_sum(width, [=](int64_t place) UNLEARN_INNER { return t[place]; }) / float(width);
+  const float squares = row_sum(width, [=](int64_t place) UNLEARN_INNER { return (t[place] - mean) * (t[place] - mean); });
   return {mean, 1.0f / std::sqrt(squares / float(width - 1) + 1e-6f)};
 }
 
@@ -345,20 +350,20 @@ void patch_errors(const T *x, const float *t, const uint8_t *hidden, const float
       const T *mine = x + row * width;
       const float *theirs = t + row * width;
       const Scale scale = hidden[row] ? scale_of(theirs, width, normal) : Scale{0.0f, 1.0f};
-      auto square = [=](int64_t place) {
+      auto square = [=](int64_t place) UNLEARN_INNER {
         const float apart = widen(mine[place]) - (theirs[place] - scale.mean) * scale.factor;
         return apart * apart;
       };
       const float total = !hidden[row] ? 0.0f
-                          : weight     ? row_sum(width, [=](int64_t place) { return weight[place] * square(place); })
+                          : weight     ? row_sum(width, [=](int64_t place) UNLEARN_INNER { return weight[place] * square(place); })
                                        : row_sum(width, square);
       out[row] = total / float(width);
     }
   });
 }
 
-inline void put(float *out, float value) { *out = value; }
-inline void put(uint16_t *out, float value) { *out = narrow(value); }
+UNLEARN_INLINE void put(float *out, float value) { *out = value; }
+UNLEARN_INLINE void put(uint16_t *out, float value) { *out = narrow(value); }
 
 template <class T>
 void patch_slopes(const T *x, const float *t, const uint8_t *hidden, const float *weight, const float *factors, int64_t rows,
@@ -443,7 +448,7 @@ void unlearn_project(float *p, const float *a, uint16_t *q, int64_t start, int64
   std::vector<double> parts(blocks_of(start, count));
   over_blocks(start, count, threads, [&, factor](int64_t block, int64_t begin, int64_t end) {
     Sums<1> sums;
-    auto one = [&, factor](int64_t place, int lane) {
+    auto one = [&, factor](int64_t place, int lane) UNLEARN_INNER {
       const float centre = a ? a[place] : 0.0f, was = p[place];
       const float drawn = factor == 1.0f ? was : centre + factor * (was - centre);
       if (factor != 1.0f) {
@@ -454,8 +459,8 @@ void unlearn_project(float *p, const float *a, uint16_t *q, int64_t start, int64
       sums.lanes[0][lane] += apart * apart;
     };
     over_lines(
-        start, begin, end, [&](int64_t place) { one(place, (start + place) % LANES); },
-        [&](int64_t place) {
+        start, begin, end, [&](int64_t place) UNLEARN_INNER { one(place, (start + place) % LANES); },
+        [&](int64_t place) UNLEARN_INNER {
 #pragma GCC ivdep
           for (int lane = 0; lane < LANES; ++lane) one(place + lane, lane);
         });

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -94,6 +95,22 @@ def test_two_million_numbers_are_normal_to_the_tail(cpu: Cpu, draw: Draw) -> Non
             assert abs(int((side > edge).sum()) - beyond) < 5 * beyond**0.5
     pairs = found.view(-1, 2, 16) if draw.cipher == "philox" else found.view(-1, 1, 2).transpose(1, 2)
     assert stats.kstest(pairs[:50_000].square().sum(1).flatten()[:50_000].numpy(), "chi2", args=(2,)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("draw", DRAWS[1:], ids=lambda draw: draw.cipher)
+def test_noise_is_made_by_vectors(cpu: Cpu, threads: Any, draw: Draw) -> None:
+    """Where the compiler stops to see vectors, a number costs as much as 60 to 100 of a sum's places; by vectors, 3 to 10."""
+    threads(1)
+    count, vector = 1 << 18, torch.randn(1 << 18)
+
+    def seconds(act: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        act()
+        return time.perf_counter() - begun
+
+    cost = min(seconds(lambda: cpu.normal(draw, 0, count)) for _ in range(7))
+    base = min(seconds(lambda: cpu.square(vector, start=0)) for _ in range(7))
+    assert cost < 40 * base
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.cipher if draw else "none")
