@@ -16,6 +16,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,16 +164,13 @@ def update(millions: int, count: int) -> str:
         [("update", "way", "ms: median (range)", "it / fused (95 %)", "% of bandwidth", "extra B")],
     )
     for setting in SETTINGS:
-        ways = [way for way in WAYS if way is not secret or setting.noise]
-        found = rounds({way.__name__: lambda way=way: timed(lambda: way(v, setting)) for way in ways}, count)  # type: ignore[misc]
-        for way in ways:
-            times = found[way.__name__]
+        acts = {way.__name__: partial(way, v, setting) for way in WAYS if way is not secret or setting.noise}
+        found = rounds({name: partial(timed, act) for name, act in acts.items()}, count)
+        for name, times in found.items():
             rate = [setting.needed / one / (12 / base) for one, base in zip(times, found["stream"], strict=True)]
-            reached = "" if way is stream else "{:.0f} ({:.0f} - {:.0f})".format(*(100 * part for part in interval(rate)))
-            extra = extra_bytes(lambda way=way: way(v, setting)) / len(v.p)  # type: ignore[misc]
-            cells = (spread([1e3 * one for one in times]), ratio(times, found["fused"]), reached, f"{extra:.3f}")
-            rows.append((setting.name, way.__name__, *cells))
-            print(" | ".join(map(str, rows[-1])), flush=True)
+            reached = "" if name == "stream" else "{:.0f} ({:.0f} - {:.0f})".format(*(100 * part for part in interval(rate)))
+            extra = f"{extra_bytes(acts[name]) / len(v.p):.3f}"
+            rows.append((setting.name, name, spread([1e3 * one for one in times]), ratio(times, found["fused"]), reached, extra))
         gc.collect()
     return f"## {millions} million weights\n\n" + table(*rows)
 
@@ -192,24 +190,17 @@ def loss(count: int) -> str:
     prediction.requires_grad_()
     hidden = torch.rand(32, 196, generator=generator).argsort(1) < 147
     rows = [("targets", "way", "ms: median (range)", "it / fused (95 %)", "extra MB")]
+
+    def both_ways(one: Callable[..., Tensor], normal: bool) -> None:
+        prediction.grad = None
+        one(prediction, target, hidden, normal=normal).sum().backward()
+
     for name, normal in (("as they are", False), ("normalised by patch", True)):
-
-        def run(act: Callable[[], Tensor]) -> None:
-            prediction.grad = None
-            act().sum().backward()
-
-        def eager(normal: bool = normal) -> Tensor:
-            return eager_loss(prediction, target, hidden, normal)
-
-        def ours(normal: bool = normal) -> Tensor:
-            return patch_loss(prediction, target, hidden, normal=normal)
-
-        acts = {"fused": ours, "eager": eager}
-        found = rounds({way: lambda act=act: timed(lambda: run(act)) for way, act in acts.items()}, 3 * count)  # type: ignore[misc]
-        for way, act in acts.items():
-            times = [1e3 * one for one in found[way]]
-            extra = extra_bytes(lambda act=act: run(act)) / 1e6  # type: ignore[misc]
-            rows.append((name, way, spread(times, digits=1), ratio(found[way], found["fused"]), f"{extra:.0f}"))
+        acts = {"fused": partial(both_ways, patch_loss, normal), "eager": partial(both_ways, eager_loss, normal)}
+        found = rounds({way: partial(timed, act) for way, act in acts.items()}, 3 * count)
+        for way, times in found.items():
+            milliseconds = spread([1e3 * one for one in times], digits=1)
+            rows.append((name, way, milliseconds, ratio(times, found["fused"]), f"{extra_bytes(acts[way]) / 1e6:.0f}"))
     return "## Masked patch loss, forward and backward\n\n" + table(*rows)
 
 

@@ -106,11 +106,13 @@ UNLEARN_INLINE void philox_words(const Draw &draw, uint64_t counter, uint32_t (&
   even[2] = odd[2] = _mm512_set1_epi64(int64_t(draw.step & 0xffffffffu));
   even[3] = odd[3] = _mm512_set1_epi64(int64_t(draw.step >> 32));
   uint32_t first = draw.key[0], second = draw.key[1];
+  // A shuffle, because shifts and products would wait for the same unit.
+  auto upper = [](__m512i x) UNLEARN_INNER { return _mm512_shuffle_epi32(x, _MM_PERM_DDBB); };
   auto turn = [&](__m512i(&x)[4], __m512i k, __m512i l) UNLEARN_INNER {
     const __m512i p = _mm512_mul_epu32(x[0], m), q = _mm512_mul_epu32(x[2], n);
-    x[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(q, 32), x[1], k, 0x96);
+    x[0] = _mm512_ternarylogic_epi64(upper(q), x[1], k, 0x96);
     x[1] = q;
-    x[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p, 32), x[3], l, 0x96);
+    x[2] = _mm512_ternarylogic_epi64(upper(p), x[3], l, 0x96);
     x[3] = p;
   };
 #pragma GCC unroll 10
@@ -141,17 +143,17 @@ UNLEARN_INLINE void philox_words(const Draw &draw, uint64_t counter, uint32_t (&
 
 // Numbers of GROUP places. Not inlined: among other code the compiler no longer sees that these loops are vectors.
 __attribute__((noinline)) void philox(const Draw &draw, uint64_t group, float *__restrict out) {
-  for (int half = 0; half < 2; ++half) {
-    alignas(64) uint32_t words[4][LANES];
-    philox_words(draw, (2 * group + half) * LANES, words);
-    float *__restrict part = out + half * 4 * LANES;
+  alignas(64) uint32_t words[2][4][LANES];
+  philox_words(draw, 2 * group * LANES, words[0]);
+  philox_words(draw, (2 * group + 1) * LANES, words[1]);
 #pragma GCC ivdep
-    for (int lane = 0; lane < LANES; ++lane) {
-      const uint32_t b = words[1][lane], d = words[3][lane];
-      pair(words[0][lane], (b & 0xffu) << 13, b & 0xffffff00u, part[lane], part[LANES + lane]);
-      pair(words[2][lane], (d & 0xffu) << 13, d & 0xffffff00u, part[2 * LANES + lane], part[3 * LANES + lane]);
-    }
-  }
+  for (int lane = 0; lane < LANES; ++lane) // four pairs at once, because each is a long chain
+    for (int half = 0; half < 2; ++half)
+      for (int two = 0; two < 2; ++two) {
+        const uint32_t rest = words[half][2 * two + 1][lane];
+        float *part = out + (4 * half + 2 * two) * LANES + lane;
+        pair(words[half][2 * two][lane], (rest & 0xffu) << 13, rest & 0xffffff00u, part[0], part[LANES]);
+      }
 }
 
 UNLEARN_INLINE void quarter_round(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d) {
@@ -210,6 +212,15 @@ template <class Part> void over_blocks(int64_t start, int64_t count, int threads
 
 inline int64_t blocks_of(int64_t start, int64_t count) { return count ? (start + count - 1) / BLOCK - start / BLOCK + 1 : 0; }
 
+// The product of two numbers that were fp32 is exact in fp64, so fusing it with the sum changes no bit.
+UNLEARN_INLINE void add_square(double &sum, double value) {
+#ifdef __FMA__
+  sum = __builtin_fma(value, value, sum);
+#else
+  sum += value * value;
+#endif
+}
+
 template <int N> struct Sums {
   double lanes[N][LANES] = {};
   void into(double *out) const {
@@ -241,7 +252,7 @@ template <class G> void square(const G *g, int64_t start, int64_t count, int thr
     Sums<1> sums;
     auto add = [&](int64_t place, int lane) UNLEARN_INNER {
       const double value = widen(g[place]);
-      sums.lanes[0][lane] += value * value;
+      add_square(sums.lanes[0][lane], value);
     };
     over_lines(
         start, begin, end, [&](int64_t place) UNLEARN_INNER { add(place, (start + place) % LANES); },
@@ -273,9 +284,9 @@ void move(float *p, const G *g, const float *a, uint16_t *q, int64_t start, int6
       p[place] = written;
       if (COPY) q[place] = narrow(written);
       const double moved = target - drawn, made = NOISE ? written - target : 0.0f, apart = ANCHOR ? written - centre : written;
-      sums.lanes[0][lane] += moved * moved;
-      if (NOISE) sums.lanes[1][lane] += made * made;
-      sums.lanes[2][lane] += apart * apart;
+      add_square(sums.lanes[0][lane], moved);
+      if (NOISE) add_square(sums.lanes[1][lane], made);
+      add_square(sums.lanes[2][lane], apart);
     };
     for (int64_t place = begin; place < end;) {
       const int64_t chunk = (start + place) / CHUNK, last = std::min(end, (chunk + 1) * CHUNK - start);
@@ -456,7 +467,7 @@ void unlearn_project(float *p, const float *a, uint16_t *q, int64_t start, int64
         if (q) q[place] = narrow(drawn);
       }
       const double apart = drawn - centre;
-      sums.lanes[0][lane] += apart * apart;
+      add_square(sums.lanes[0][lane], apart);
     };
     over_lines(
         start, begin, end, [&](int64_t place) UNLEARN_INNER { one(place, (start + place) % LANES); },
