@@ -85,24 +85,6 @@ def test_bf16_is_widened_and_its_gradient_rounded_once(kernels: Kernels) -> None
     torch.testing.assert_close(at.grad.float(), exact.grad.float(), rtol=2.0**-8, atol=1e-7)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("low", [False, True])
-def test_loss_and_gradient_on_a_gpu(low: bool) -> None:
-    pytest.importorskip("triton")
-    from pipeline.kernels.triton_update import Triton
-
-    prediction, target, hidden, weight = (tensor.cuda() for tensor in given(75, low))
-    answers = []
-    for kernels in (Reference(), Triton()):
-        at = prediction.clone().requires_grad_()
-        loss = patch_loss(at, target, hidden, kernels=kernels, weight=weight, normal=True)
-        loss.sum().backward()
-        assert at.grad is not None
-        answers.append((loss, at.grad.float()))
-    torch.testing.assert_close(answers[0][0], answers[1][0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(answers[0][1], answers[1][1], rtol=2.0**-7 if low else 1e-4, atol=1e-7)
-
-
 def test_a_compiler_sees_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     prediction, target, hidden, weight = given(12)
