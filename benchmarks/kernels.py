@@ -213,13 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=["update", "loss"], default=["update", "loss"])
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    parts = [machine() + f"; torch {torch.__version__}, {choose(torch.device('cpu')).name} kernels, {given.rounds} rounds"]
+    kernels = choose(torch.device("cpu")).name
+    print(f"{machine()}; torch {torch.__version__}, {kernels} kernels, {given.rounds} rounds\n", flush=True)
     if "update" in given.parts:
         with torch.no_grad():
-            parts += [update(millions, given.rounds) for millions in given.millions]
+            for millions in given.millions:
+                print(update(millions, given.rounds), end="\n\n", flush=True)
     if "loss" in given.parts:
-        parts.append(loss(given.rounds))
-    print("\n\n".join(parts))
+        print(loss(given.rounds), flush=True)
 
 
 if __name__ == "__main__":

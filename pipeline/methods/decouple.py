@@ -55,7 +55,7 @@ class AscentConfig:
     batch_size: Positive = 128
     """Global batch."""
     optimizer: Literal["adamw", "ascent"] = "adamw"
-    """adamw, or the paper's own step theta + eta clip(gradient): no moments, so 8 bytes a weight less are at work."""
+    """adamw, or the paper's own step theta + eta clip(gradient), which depends on weights and gradient alone."""
     learning_rate: PositiveFloat = 3e-4
     """Constant. A step of `ascent` is at most learning_rate * clip long over all weights together, so it needs more: try 0.1."""
     clip: PositiveFloat = 1.0
