@@ -151,8 +151,8 @@ class FusedSteps(torch.optim.Optimizer):
 
     def _total(self, width: int, parts: Iterable[Tensor]) -> list[float]:
         """Sum of fp64 vectors of `width` over the runs of all ranks."""
-        own = sum((part.double() for part in parts), torch.zeros(width, dtype=torch.float64))
-        found: list[float] = self._sum(own.cpu() if self._counts else torch.zeros(width, dtype=torch.float64)).tolist()
+        own, nothing = [part.double() for part in parts], torch.zeros(width, dtype=torch.float64)
+        found: list[float] = self._sum(torch.stack(own).sum(0).cpu() if own and self._counts else nothing).tolist()
         return found
 
 

@@ -16,7 +16,7 @@ from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.checkpoint import Checkpoints, TrainState
 from pipeline.engine.distributed import group
 from pipeline.engine.fused import FusedAscent
-from pipeline.engine.layout import pieces_of, runs_of
+from pipeline.engine.layout import Piece, pieces_of, runs_of
 from pipeline.kernels.choose import choose
 from pipeline.kernels.counter import Draw, normal
 from pipeline.kernels.reference import Reference
@@ -57,7 +57,7 @@ def armed(stage: int, precision: str, ball: float | None) -> Backend:
         micro_batch=BATCH // ranks.world_size,
         group=ranks,
         steps=lambda moving: FusedAscent(
-            moving, lr=RATE, clip=CLIP, noise=NOISE, ball=ball, key=KEY, sum=ranks.sum, kernels=choose(ranks.device)
+            moving, lr=99.0, clip=CLIP, noise=NOISE, ball=ball, key=KEY, sum=ranks.sum, kernels=choose(ranks.device)
         ),
     )
     backend.arm(dict(model().named_parameters()))
@@ -164,8 +164,6 @@ def test_a_refused_step_says_so_and_leaves_the_tally() -> None:
     weight = torch.nn.Parameter(torch.ones(4))
     steps = FusedAscent([weight], lr=1.0, clip=1.0, key=KEY, sum=lambda values: values, kernels=Reference())
     steps.step()  # before it is armed a step does nothing
-    from pipeline.engine.layout import Piece
-
     steps.arm([Piece("w", weight.detach(), weight, 0, 0, 0)], None, counts=True)
     weight.grad = torch.tensor([1.0, math.nan, 0.0, 0.0])
     with pytest.raises(FloatingPointError, match="no weight was moved"):
