@@ -40,7 +40,7 @@ def built(folder: str | None = None) -> Path:
         raise BuildError("no C++ compiler here")
     kept = Path(folder or os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     try:
-        source = SOURCE.read_bytes()
+        source = b"".join(path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.hpp"))))
         target = kept / "i2i-unlearn" / _name(source, compiler) / "kernels.so"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
