@@ -166,6 +166,8 @@ class EngineConfig:
     """Write them while steps go on, from a copy in the machine's memory (12 bytes a parameter, over the ranks)."""
     log_steps: Positive = 10
     """Steps between lines in metrics.jsonl."""
+    kernels: Literal["auto", "reference", "cpu", "triton"] = "auto"
+    """What moves weights in steps that are ours: compiled kernels where they work, or plain torch (reference)."""
     jit_ops: bool = False
     """Let DeepSpeed compile its shared-memory collective on CPU at first use (needs a C++ compiler, about 25 s)."""
 

@@ -24,8 +24,8 @@ from pipeline.engine import universal
 from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
 from pipeline.engine.files import SHARD, copy_of, guard_files
+from pipeline.engine.fused import FusedSteps
 from pipeline.engine.layout import pieces_of
-from pipeline.engine.noisy import NoisySteps
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.records import record
 
@@ -81,7 +81,7 @@ class Backend:
         engine: ZeRO stage and precision.
         optimizer: schedule and clipping.
         micro_batch: samples a rank gets per step, for DeepSpeed's bookkeeping.
-        noisy: makes an optimizer of noisy steps, which does its own clipping, instead of AdamW; see `arm`.
+        steps: makes an optimizer of our own steps, which does its own clipping, instead of AdamW; see `arm`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Backend:
         optimizer: OptimizerConfig,
         micro_batch: int,
         group: ProcessGroup,
-        noisy: Callable[[list[nn.Parameter]], NoisySteps] | None = None,
+        steps: Callable[[list[nn.Parameter]], FusedSteps] | None = None,
     ) -> None:
         deepspeed = quiet_deepspeed(engine)
         if not torch.distributed.is_initialized() and group.world_size == 1:
@@ -114,20 +114,20 @@ class Backend:
         exact = {n: p.detach().cpu().clone() for n, p in model.named_parameters()} if engine.precision == "bf16" else {}
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_clipping": 0.0 if noisy else optimizer.clip,
+            "gradient_clipping": 0.0 if steps else optimizer.clip,
             "zero_allow_untested_optimizer": True,
             "zero_optimization": {
                 "stage": engine.zero_stage,
                 "stage3_param_persistence_threshold": 0,
-                # Noisy steps are capped as one vector, so one call must move all of it.
-                **({"sub_group_size": 1 << 50} if noisy else {}),
+                # Our own steps are capped as one vector, so one call must move all of it.
+                **({"sub_group_size": 1 << 50} if steps else {}),
             },
             "bf16": {"enabled": engine.precision == "bf16"},
             "torch_autocast": {"enabled": engine.precision == "autocast", "dtype": "bfloat16"},
             "steps_per_print": 2**31,
         }
-        self._noisy = noisy(moving) if noisy else None
-        moves = self._noisy or torch.optim.AdamW(
+        self._steps = steps(moving) if steps else None
+        moves = self._steps or torch.optim.AdamW(
             moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay
         )
         with warnings.catch_warnings():
@@ -189,7 +189,7 @@ class Backend:
             self.engine.step()
 
     def arm(self, anchor: Mapping[str, Tensor] | None) -> None:
-        """Let the noisy steps begin; every rank must call.
+        """Let our own steps begin; every rank must call.
 
         Args:
             anchor: centre of the balls, whole tensors by parameter name; None: zero.
@@ -197,19 +197,19 @@ class Backend:
         Raises:
             ConfigError: this engine keeps no fp32 masters.
         """
-        assert self._noisy is not None
+        assert self._steps is not None
         whole = self._config.zero_stage == 0  # every rank holds all of it
-        self._noisy.arm(pieces_of(self.engine, self._names, self._noisy), anchor, counts=not whole or self._group.rank == 0)
+        self._steps.arm(pieces_of(self.engine, self._names, self._steps), anchor, counts=not whole or self._group.rank == 0)
 
     @property
     def tally(self) -> dict[str, float]:
-        """What the noisy steps have measured so far; a checkpoint keeps it."""
-        return dict(self._noisy.tally) if self._noisy else {}
+        """What our own steps have measured so far; a checkpoint keeps it."""
+        return dict(self._steps.tally) if self._steps else {}
 
     def recall(self, tally: Mapping[str, float]) -> None:
         """Go on from a checkpoint's `tally`."""
-        if self._noisy:
-            self._noisy.tally = dict(tally)
+        if self._steps:
+            self._steps.tally = dict(tally)
 
     @contextlib.contextmanager
     def evaluating(self) -> Any:

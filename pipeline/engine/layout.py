@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 
-__all__ = ["Piece", "pieces_of"]
+__all__ = ["Piece", "Run", "pieces_of", "runs_of"]
 
 
 class Piece(NamedTuple):
@@ -32,10 +32,47 @@ class Piece(NamedTuple):
     start: int
     offset: int
 
+
+class Run(NamedTuple):
+    """Pieces that follow one another both in their owner and in the vector, so that one call moves them.
+
+    pieces: in order, of one owner · master: fp32 [count], a view of the owner · start: place of its first element in the vector
+    """
+
+    pieces: tuple[Piece, ...]
+    master: Tensor
+    start: int
+
     def gradient(self) -> Tensor | None:
-        """Its gradient now, [count], in the owner's type."""
-        found = self.owner.grad
-        return None if found is None else found.flatten()[self.position : self.position + len(self.master)]
+        """Its gradient now, contiguous [count], fp32 or bf16; None: there is none."""
+        first = self.pieces[0]
+        found = first.owner.grad
+        if found is None:
+            return None
+        part = found.detach().flatten()[first.position : first.position + len(self.master)]
+        return part if part.dtype in (torch.float32, torch.bfloat16) else part.float()
+
+
+def runs_of(pieces: Sequence[Piece]) -> list[Run]:
+    """The pieces, joined where they can be."""
+    groups: list[list[Piece]] = []
+    for piece in pieces:
+        last = groups[-1][-1] if groups else None
+        if (
+            last is not None
+            and piece.owner is last.owner
+            and piece.position == last.position + len(last.master)
+            and piece.start == last.start + len(last.master)
+        ):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    found = []
+    for group in groups:
+        first, count = group[0], sum(len(piece.master) for piece in group)
+        master = first.owner.detach().flatten()[first.position : first.position + count] if len(group) > 1 else first.master
+        found.append(Run(tuple(group), master, first.start))
+    return found
 
 
 def pieces_of(engine: Any, names: Sequence[str], optimizer: torch.optim.Optimizer) -> list[Piece]:
@@ -68,8 +105,8 @@ def pieces_of(engine: Any, names: Sequence[str], optimizer: torch.optim.Optimize
                 found.append(Piece(name, master, owner, position, start + offset, offset))
         start += _numel(parameter)
     if any(piece.master.dtype != torch.float32 for piece in found):
-        message = "the certified phase needs fp32 masters, and this engine keeps none"
-        raise ConfigError(f"method.certify: {message}", "set engine.zero_stage=1, or engine.precision=fp32")
+        message = "steps of our own (method.certify, optimizer: ascent) need fp32 masters, and this engine keeps none"
+        raise ConfigError(f"engine: {message}", "set engine.zero_stage=1, or engine.precision=fp32")
     return found
 
 
@@ -107,5 +144,6 @@ def _owner(owners: dict[int, Tensor], master: Tensor) -> Tensor:
         if address <= master.data_ptr() < address + owner.numel() * owner.element_size():
             return owner
     raise ConfigError(
-        "method.certify: the engine moves other tensors than its masters", "set engine.zero_stage=1, or engine.precision=fp32"
+        "engine: it moves other tensors than its masters, which our own steps need",
+        "set engine.zero_stage=1, or engine.precision=fp32",
     )

@@ -99,7 +99,9 @@ class PhasePlan:
     offered one pass of forget batches before the first step, may move parameters or put hooks on them, and returns the sample
     gradients it took · bounds: largest allowed value of measures · levels: the level to reach of each group, and `reached` how
     much of it ends phase 1 · retain_floor: phase 1 goes back to its last good state where unseen retained images lose more than
-    this factor of the original's loss · noise: standard deviation of Gaussian noise on each weight at the end.
+    this factor of the original's loss · optimizer: AdamW, or plain steps (`pipeline.engine.fused.FusedAscent`) with `step_noise`
+    on each weight and at most `ball` away from where the phase starts · noise: standard deviation of Gaussian noise on each
+    weight at the end.
     """
 
     loss: Loss
@@ -121,6 +123,9 @@ class PhasePlan:
     reached: float = 1.0
     retain_floor: float | None = None
     probe_steps: int = 6
+    optimizer: Literal["adamw", "ascent"] = "adamw"
+    step_noise: float = 0.0
+    ball: float | None = None
     noise: float = 0.0
 
 

@@ -54,8 +54,10 @@ class AscentConfig:
     """Most passes over the forget images; a pass is always finished, so that each is seen equally often."""
     batch_size: Positive = 128
     """Global batch."""
+    optimizer: Literal["adamw", "ascent"] = "adamw"
+    """adamw, or the paper's own step theta + eta clip(gradient), which depends on weights and gradient alone."""
     learning_rate: PositiveFloat = 3e-4
-    """AdamW, constant."""
+    """Constant. A step of `ascent` is at most learning_rate * clip long over all weights together, so it needs more: try 0.1."""
     clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
     reached: NotNegativeFloat = 0.9
@@ -66,9 +68,21 @@ class AscentConfig:
     """Return to the last good state when a batch's forget loss exceeds this multiple of lambda."""
     probe_steps: Positive = 6
     """Steps between looks at the retain floor."""
+    step_noise: NotNegativeFloat = 0.0
+    """Standard deviation of Gaussian noise on each weight at each step of `ascent`. It is repeatable, and protects nothing."""
+    ball: PositiveFloat | None = None
+    """Largest distance of the weights from the original at each step of `ascent`, in L2 norm over all of them; null: any."""
     noise: NotNegativeFloat = 0.0
     """Standard deviation of Gaussian noise on each ascended weight. It buys a statement of closeness to the original, which is
     not unlearning: see `pipeline.report.claims`."""
+
+    def __post_init__(self) -> None:
+        """Refuse what only `ascent` has."""
+        if self.optimizer == "adamw" and (self.step_noise or self.ball is not None):
+            name = "step_noise" if self.step_noise else "ball"
+            raise ConfigError(
+                f"method.forget.{name}: AdamW's steps have none", "set method.forget.optimizer=ascent, or leave it out"
+            )
 
 
 @record
@@ -181,6 +195,9 @@ class Decouple:
         return PhasePlan(
             loss=self.forget_loss,
             reads=("forget",),
+            optimizer=ascent.optimizer,
+            step_noise=ascent.step_noise,
+            ball=ascent.ball,
             noise=ascent.noise,
             batch_sizes=(ascent.batch_size,),
             learning_rate=ascent.learning_rate,

@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.config import Positive, Share
 from pipeline.draws import uniform
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.kernels.patch_loss import patch_loss
 from pipeline.models.base import ImageModel, Want, paste
 from pipeline.records import record
 
@@ -105,18 +106,28 @@ class MaskedAutoencoder(ImageModel):
         # Ranks instead of the numbers themselves: a stable sort breaks ties alike on any device, the library's need not.
         return order_BL.argsort(dim=1, stable=True).argsort(dim=1).float(), kept
 
+    def _normalised(self, images_BCHW: Tensor) -> Tensor:
+        """Pixels as the network sees and predicts them."""
+        mean, std = (images_BCHW.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.config.mean, self.config.std))
+        return (images_BCHW - mean) / std
+
     def _run(self, pixels_BCHW: Tensor, ranks_BL: Tensor, kept: int, want: Want) -> Tensor:
-        """Tokens of visible patches, fp32 [B, 1 + kept, width], for `features`; else the predicted image, fp32 [B, C, H, W]."""
-        mean, std = (pixels_BCHW.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.config.mean, self.config.std))
+        """Tokens of visible patches, fp32 [B, 1 + kept, width], for `features`; predicted patches, normalised, for `loss`; else
+        the predicted image, fp32 [B, C, H, W]."""
         embeddings = self.net.vit.embeddings
         # The library keeps int(L * (1 - mask_ratio)) patches; half a patch more guards against rounding.
         embeddings.config.mask_ratio = 1 - (kept + 0.5) / ranks_BL.shape[1]
-        pixels = ((pixels_BCHW - mean) / std).to(embeddings.patch_embeddings.projection.weight.dtype)
+        pixels = self._normalised(pixels_BCHW).to(embeddings.patch_embeddings.projection.weight.dtype)
         encoded: Any = self.net.vit(pixels, noise=ranks_BL)
         if want == "features":
             return encoded.last_hidden_state.float()
-        patches = self.net.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
-        return self.net.unpatchify(patches.float()) * std + mean
+        patches: Tensor = self.net.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
+        return patches if want == "loss" else self._image(patches)
+
+    def _image(self, patches_BLD: Tensor) -> Tensor:
+        image: Tensor = self.net.unpatchify(patches_BLD.float())
+        mean, std = (image.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (self.config.mean, self.config.std))
+        return image * std + mean
 
     def hidden(self, region_B1HW: Tensor, draws_B: Tensor) -> Tensor:
         """The pixels that training hides for these draws, bool [B, 1, H, W]: whole patches."""
@@ -135,11 +146,16 @@ class MaskedAutoencoder(ImageModel):
         the scale of [0, 1] but not clamped, and nothing was asked of its visible patches.
         """
         pixels_BCHW = visible_BCHW if self.config.mask == "task" else target_BCHW
-        answer = self._run(pixels_BCHW, *self._ranks(region_B1HW, draws_B, self.config.mask), want)
+        ranks_BL, kept = self._ranks(region_B1HW, draws_B, self.config.mask)
+        answer = self._run(pixels_BCHW, ranks_BL, kept, want)
         if want != "loss":
             return answer
-        judged = region_B1HW if self.config.mask == "task" else self.hidden(region_B1HW, draws_B)
-        return self.distance(answer, target_BCHW, judged)
+        if self.config.mask == "task":
+            return self.distance(self._image(answer), target_BCHW, region_B1HW)
+        # Whole patches are judged, so no image need be made of them: squares weigh as they would on the scale of [0, 1].
+        std = torch.tensor(self.config.std, device=answer.device).expand(self.channels)
+        target = self.net.patchify(self._normalised(target_BCHW))
+        return patch_loss(answer, target, ranks_BL >= kept, weight=std.square().repeat(self.patch_size**2))
 
     def distance(self, prediction: Tensor, other: Tensor, region_B1HW: Tensor) -> Tensor:
         """Mean squared difference of images in the region, fp32 [B]."""

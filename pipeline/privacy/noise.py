@@ -88,6 +88,16 @@ class SecretNoise:
         nonce = low.to_bytes(4, "little") + high.to_bytes(4, "little") + step.to_bytes(8, "little")
         return Cipher(ChaCha20(bytes(self._key), nonce), mode=None).encryptor().update(bytes(blocks * BLOCK))
 
+    def lend(self) -> bytearray:
+        """The key itself, for kernels that make the same stream; not a copy, so that `destroy` overwrites it.
+
+        Raises:
+            RuntimeError: the key was destroyed.
+        """
+        if self._destroyed:
+            raise RuntimeError("noise was asked of a key that was destroyed")
+        return self._key
+
     def destroy(self) -> None:
         """Overwrite the key."""
         self._key[:] = bytes(KEY_BYTES)

@@ -64,7 +64,7 @@ def run(job: Job) -> Result:
     noise = SecretNoise(phase.group.gather(fresh_key() if job.first else b"")[0])
     feed = phase.feed(model, (phase.samples("retain"), config.batch_size))
     optimizer = OptimizerConfig(learning_rate=config.learning_rate, steps=mechanism.steps, decay=False)
-    backend = phase.backend(model, feed, optimizer, noisy=_noisy(mechanism, noise, phase))
+    backend = phase.backend(model, feed, optimizer, steps=_noisy(mechanism, noise, phase))
     backend.arm(centre_of(config, fresh, base) or None)
     try:
         state, reason = phase.fit(backend, feed, _silent(phase), steps=mechanism.steps, guard=Guard())
@@ -105,7 +105,8 @@ def run(job: Job) -> Result:
 
 
 def _noisy(mechanism: Mechanism, noise: SecretNoise, phase: Phase) -> Callable[[list[nn.Parameter]], NoisySteps]:
-    return lambda moving: NoisySteps(moving, mechanism=mechanism, noise=noise, sum=phase.group.sum)
+    kernels = phase.kernels()
+    return lambda moving: NoisySteps(moving, mechanism=mechanism, noise=noise, sum=phase.group.sum, kernels=kernels)
 
 
 def _silent(phase: Phase) -> Callable[[nn.Module, object], Losses]:

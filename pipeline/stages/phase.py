@@ -24,12 +24,14 @@ from pipeline.decode import canonical, digest, sha256_text
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.checkpoint import Checkpoints, TrainState, load_weights
 from pipeline.engine.distributed import ProcessGroup, group
+from pipeline.engine.fused import FusedSteps
 from pipeline.engine.guard import Guard
 from pipeline.engine.loop import fit
-from pipeline.engine.noisy import NoisySteps
 from pipeline.engine.probe import sample_losses
 from pipeline.engine.telemetry import Telemetry
 from pipeline.engine.watchdog import rest
+from pipeline.kernels.choose import choose as choose_kernels
+from pipeline.kernels.reference import Kernels
 from pipeline.methods.base import LossContext
 from pipeline.models.base import ImageModel
 from pipeline.records import Coverage, Manifest, PhaseOutcome
@@ -162,13 +164,17 @@ class Phase:
         model: ImageModel,
         feed: Feed,
         optimizer: OptimizerConfig,
-        noisy: Callable[[list[nn.Parameter]], NoisySteps] | None = None,
+        steps: Callable[[list[nn.Parameter]], FusedSteps] | None = None,
     ) -> Backend:
-        """DeepSpeed around the model for this phase; with `noisy` for noisy steps."""
+        """DeepSpeed around the model for this phase; with `steps` for steps of our own."""
         self._model = model
         micro = sum(-(-stream.batch_size // self.group.world_size) for stream in feed.streams)
         engine = self.job.config.engine
-        return Backend(model, engine=engine, optimizer=optimizer, micro_batch=micro, group=self.group, noisy=noisy)
+        return Backend(model, engine=engine, optimizer=optimizer, micro_batch=micro, group=self.group, steps=steps)
+
+    def kernels(self) -> Kernels:
+        """What moves weights in steps of our own."""
+        return choose_kernels(self.group.device, self.job.config.engine.kernels)
 
     @property
     def mark(self) -> str:

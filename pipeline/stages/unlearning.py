@@ -16,10 +16,13 @@ from pipeline.chain import weights_before
 from pipeline.data.samples import Samples
 from pipeline.data.slices import Slicing
 from pipeline.data.stream import Batch, Feed
-from pipeline.engine.backend import OptimizerConfig
+from pipeline.decode import sha256_text
+from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.checkpoint import TrainState, save_weights
+from pipeline.engine.fused import FusedAscent
 from pipeline.engine.guard import Guard
 from pipeline.engine.watchdog import beat
+from pipeline.errors import DataError
 from pipeline.findings import TrainedSlice
 from pipeline.methods.base import Method, PhasePlan
 from pipeline.models.base import ImageModel
@@ -121,9 +124,12 @@ def carry_out(
         clip=plan.clip,
     )
     armed = guard(model, feed, parts[0]) if guard else None
-    backend = phase.backend(model, feed, optimizer)
+    backend = _backend(phase, model, feed, optimizer, plan)
     watching = armed(backend) if armed else Guard(bounds=plan.bounds)
-    state, reason = phase.fit(backend, feed, plan.loss, steps=steps, guard=watching)
+    try:
+        state, reason = phase.fit(backend, feed, plan.loss, steps=steps, guard=watching)
+    except FloatingPointError as error:
+        raise DataError(f"{job.spec.name}: {error}", "lower the phase's learning rate, and look at its images") from None
     full, moved = backend.weights(), {}
     if job.first:
         if plan.noise:
@@ -141,6 +147,30 @@ def carry_out(
     outcome = phase.finish(state, reason, parameters=parameters, coverage=coverage, **moved)
     backend.close()
     return Result(outputs=phase.outputs(*files), facts={**phase.facts(outcome), "reads_forget": "forget" in plan.reads})
+
+
+def _backend(phase: Phase, model: ImageModel, feed: Feed, optimizer: OptimizerConfig, plan: PhasePlan) -> Backend:
+    if plan.optimizer == "adamw":
+        return phase.backend(model, feed, optimizer)
+    start = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()} if plan.ball else None
+    key = bytes.fromhex(sha256_text(f"{phase.seed}|step noise")[:16])
+    kernels = phase.kernels()
+
+    def steps(moving: list[nn.Parameter]) -> FusedAscent:
+        return FusedAscent(
+            moving,
+            lr=optimizer.learning_rate,
+            clip=optimizer.clip,
+            noise=plan.step_noise,
+            ball=plan.ball,
+            key=key,
+            sum=phase.group.sum,
+            kernels=kernels,
+        )
+
+    backend = phase.backend(model, feed, optimizer, steps=steps)
+    backend.arm(start)
+    return backend
 
 
 def _ledger(phase: Phase, samples: Samples, weights: str, outcome: PhaseOutcome) -> str:

@@ -8,8 +8,9 @@ import torch
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.distributed import group
-from pipeline.engine.layout import pieces_of
+from pipeline.engine.layout import Piece, pieces_of, runs_of
 from pipeline.engine.noisy import NoisySteps
+from pipeline.kernels.reference import Reference
 from pipeline.models.autoencoder import Config, build
 from pipeline.privacy.mechanism import CertifyConfig, mechanism_of
 from pipeline.privacy.noise import SecretNoise
@@ -30,7 +31,7 @@ def pieces(stage: int, precision: str, frozen: bool = False) -> Found:
     made: list[NoisySteps] = []
 
     def noisy(moving: list[torch.nn.Parameter]) -> NoisySteps:
-        made.append(NoisySteps(moving, mechanism=rule, noise=SecretNoise(bytes(32)), sum=ranks.sum))
+        made.append(NoisySteps(moving, mechanism=rule, noise=SecretNoise(bytes(32)), sum=ranks.sum, kernels=Reference()))
         return made[0]
 
     backend = Backend(
@@ -39,7 +40,7 @@ def pieces(stage: int, precision: str, frozen: bool = False) -> Found:
         optimizer=OptimizerConfig(learning_rate=1.0, steps=1),
         micro_batch=1,
         group=ranks,
-        noisy=noisy,
+        steps=noisy,
     )
     names = [name for name, _ in model().named_parameters()]
     found = [
@@ -73,3 +74,32 @@ def test_pieces_of_all_ranks_are_the_vector(precision: str, frozen: bool) -> Non
                     wanted = wanted.bfloat16().float()  # DeepSpeed hides the masters there, so they stay rounded
                 assert torch.equal(torch.tensor(values), wanted), f"stage {stage}: {name}"
         assert (seen == (1 if stage else 3)).all(), f"stage {stage}"
+
+
+def test_pieces_join_where_they_follow_one_another_in_owner_and_vector() -> None:
+    owner, other = torch.arange(10.0), torch.arange(4.0)
+
+    def piece(of: torch.Tensor, position: int, count: int, start: int) -> Piece:
+        return Piece("w", of[position : position + count], of, position, start, 0)
+
+    found = runs_of(
+        [
+            piece(owner, 0, 3, 100),
+            piece(owner, 3, 2, 103),
+            piece(owner, 6, 2, 105),
+            piece(owner, 8, 2, 110),
+            piece(other, 0, 4, 112),
+        ]
+    )
+    assert [(run.start, run.master.tolist()) for run in found] == [
+        (100, [0, 1, 2, 3, 4]),
+        (105, [6, 7]),  # a gap in the owner
+        (110, [8, 9]),  # a gap in the vector
+        (112, [0, 1, 2, 3]),
+    ]
+    found[0].master.zero_()
+    assert owner[:6].tolist() == [0, 0, 0, 0, 0, 5]
+    assert found[0].gradient() is None
+    owner.grad = torch.arange(10.0)
+    gradient = found[1].gradient()
+    assert gradient is not None and gradient.tolist() == [6, 7]

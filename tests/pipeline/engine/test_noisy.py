@@ -16,6 +16,7 @@ from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.checkpoint import Checkpoints, TrainState
 from pipeline.engine.distributed import group
 from pipeline.engine.noisy import NoisySteps
+from pipeline.kernels.choose import choose
 from pipeline.models.autoencoder import Config, build
 from pipeline.privacy.certificate import noise_bounds
 from pipeline.privacy.mechanism import Mechanism
@@ -87,7 +88,7 @@ def armed(stage: int, precision: str = "fp32", rule: Mechanism = RULE) -> Backen
         optimizer=OptimizerConfig(learning_rate=1.0, steps=8, decay=False),
         micro_batch=BATCH // ranks.world_size,
         group=ranks,
-        noisy=lambda moving: NoisySteps(moving, mechanism=rule, noise=source, sum=ranks.sum),
+        steps=lambda moving: NoisySteps(moving, mechanism=rule, noise=source, sum=ranks.sum, kernels=choose(ranks.device)),
     )
     backend.arm(dict(model(seed=1).named_parameters()))
     return backend

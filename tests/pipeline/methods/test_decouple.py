@@ -146,3 +146,11 @@ def test_group_means_of_an_absent_group_are_zero_not_nan() -> None:
 def test_values_that_cannot_work_are_refused(wrong: dict[str, object], path: str) -> None:
     with pytest.raises(ConfigError, match=f"method: .*{path}"):
         decode(Config, wrong, where="method")
+
+
+@pytest.mark.parametrize("field", [{"ball": 1.0}, {"step_noise": 0.1}])
+def test_what_only_plain_steps_have_is_refused_of_adamw(field: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"forget.*{next(iter(field))}"):
+        decode(Config, {"forget": field}, where="method")
+    plan = build(decode(Config, {"forget": {"optimizer": "ascent", **field}}, where="method"), (0.5,), CONTEXT).forgetting()
+    assert plan.optimizer == "ascent" and (plan.ball, plan.step_noise) == (field.get("ball"), field.get("step_noise", 0.0))

@@ -45,6 +45,7 @@ ENGINES = {
     "bf16zero3": {"zero_stage": 3, "precision": "bf16"},
 }
 THREE = ("li_et_al", "salun", "scrub")  # frozen modules; hooks on gradients; a teacher beside the student
+ASCENT = {"component": "decouple", "forget": {"optimizer": "ascent", "learning_rate": 0.5, "ball": 0.4, "step_noise": 1e-4}}
 BACK = "slice 1 of 2 already holds forgotten images: retrained from random weights"
 OF_ENGINE = {"zero2": THREE, "zero3": THREE, "bf16": (*THREE, "eps_constrained"), "bf16zero3": ("li_et_al",)}
 
@@ -68,7 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {"all": prepare(place, name="all", methods=SECTIONS, train={"slices": 2})}
     original = f"{found['all']}/checkpoints/original/model.safetensors"
     for name, engine in ENGINES.items():
-        chosen = {method: SECTIONS[method] for method in OF_ENGINE[name]}
+        chosen = {method: SECTIONS[method] for method in OF_ENGINE[name]} | ({"ascent": ASCENT} if name == "zero2" else {})
         found[name] = prepare(place, name=name, original=original, engine=engine, methods=chosen)
     chosen = {"eps_constrained": JOINT}
     refused = prepare(place, name="refused", original=original, engine={"zero_stage": 3}, methods=chosen)
@@ -121,6 +122,12 @@ def test_phase_1_sees_each_forget_image_equally_often_and_moves_the_model(runs: 
     assert method == "decouple" or coverage["passes"] == 1  # the released code of another takes one pass more than it is told
     original, forgotten = _flat(_weights(run, name="original")), _flat(_weights(run, method, "forgotten"))
     assert float((forgotten - original).abs().mean()) > 1e-3
+
+
+def test_plain_ascent_forgets_within_its_ball(runs: dict[str, Any]) -> None:
+    original, forgotten = _flat(_weights(runs["all"], name="original")), _flat(_weights(runs["zero2"], "ascent", "forgotten"))
+    assert 0.05 < float((forgotten - original).norm()) <= 0.4
+    assert _phase(runs["zero2"], "ascent", "forget")["coverage"][0]["complete"]
 
 
 def test_gradients_beside_the_loss_are_on_the_bill(runs: dict[str, Any]) -> None:
