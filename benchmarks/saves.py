@@ -4,92 +4,52 @@
     python benchmarks/saves.py --model mae --rounds 5
 
 In each round the same steps are taken three times, one after the other: without a checkpoint, with one that they wait for, and
-with one in the background, put in place as the loop does it. The stall is what a checkpoint adds to the first. It is files on
-the disk of the temporary folder: hashed, and flushed.
+with one in the background, put in place as the loop does it. What a checkpoint adds to the first is its cost: on a machine whose
+cores all compute, writing in the background takes of their time. The stall is how long the save itself keeps the next step
+waiting: for files that are hashed and flushed, or for a copy in memory, and for the call that puts it in place.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
-import torch
-from harness import interval, machine, ratio, rounds, spread, table
+from harness import machine, ratio, rounds, spread, table
+from training import BATCH, MODELS, Batch, batch_of, built, engine, group
 
-from pipeline import component
-from pipeline.config import EngineConfig
-from pipeline.engine.backend import Backend, OptimizerConfig
+from pipeline.engine.backend import Backend
 from pipeline.engine.checkpoint import Checkpoints, TrainState
-from pipeline.engine.distributed import join_group, leave_group
-from pipeline.models.base import ImageModel
-
-MODELS: dict[str, dict[str, Any]] = {
-    "middle": {
-        "component": "mae",
-        "image_size": 64,
-        "channels": 3,
-        "patch_size": 8,
-        "width": 384,
-        "layers": 6,
-        "heads": 6,
-        "decoder_width": 192,
-        "decoder_layers": 2,
-        "decoder_heads": 6,
-    },
-    "mae": {"component": "mae"},
-}
-BATCH = {"middle": 16, "mae": 4}
+from pipeline.engine.distributed import leave_group
 
 
-class Training:
-    """A model under the engine, and steps on one random batch."""
+class Turn:
+    """Steps with a checkpoint, and how long it kept them waiting."""
 
-    def __init__(self, model: str, zero: int) -> None:
-        self.group = join_group()
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it; before joining it would mean a launcher
-        torch.manual_seed(0)
-        built: ImageModel = component.build("model", MODELS[model])
-        self.parameters = sum(parameter.numel() for parameter in built.parameters())
-        shape = (BATCH[model], built.channels, built.image_size, built.image_size)
-        self._images = torch.rand(shape)
-        self._region = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
-        self._region[..., shape[2] // 4 : -shape[2] // 4, shape[3] // 4 : -shape[3] // 4] = True
-        self._draws = torch.arange(shape[0])
-        self.backend = Backend(
-            built,
-            engine=EngineConfig(zero_stage=zero),  # type: ignore[arg-type]
-            optimizer=OptimizerConfig(learning_rate=1e-6, steps=10**6),
-            micro_batch=shape[0],
-            group=self.group,
-        )
+    def __init__(self, backend: Backend, batch: Batch, points: Checkpoints, steps: int) -> None:
+        self._backend, self._batch, self._points, self._steps = backend, batch, points, steps
         self._done = 0
+        self.stalls: dict[str, list[float]] = {"none": [], "waiting": [], "background": []}
 
-    def step(self) -> None:
-        """One."""
-        visible = self._images.masked_fill(self._region, 0.5)
-        loss = self.backend.model(visible, self._images, self._region, self._draws).mean()
-        self.backend.backward(loss)
-        self.backend.step(self._done)
-        self._done += 1
-
-
-def seconds(training: Training, points: Checkpoints, steps: int, *, save: str) -> float:
-    """Of so many steps, after the first of which a checkpoint is begun; the last one is in place at the end."""
-    begun = time.perf_counter()
-    for step in range(steps):
-        training.step()
-        if step == 0 and save:
-            points.save(training.backend, TrainState(step=1), wait=save == "waiting")
-        elif points.pending and points.written:
-            points.settle()
-    taken = time.perf_counter() - begun
-    if points.pending:
-        raise SystemExit(f"a checkpoint takes longer than {steps} steps: give more --steps")
-    return taken
+    def seconds(self, save: str) -> float:
+        """Of the steps, after the first of which a checkpoint is begun; it is in place at the end."""
+        stall, begun = 0.0, time.perf_counter()
+        for step in range(self._steps):
+            self._backend.backward(self._batch.loss(self._backend.model))
+            self._backend.step(self._done)
+            self._done += 1
+            asked = time.perf_counter()
+            if step == 0 and save != "none":
+                self._points.save(self._backend, TrainState(step=1), wait=save == "waiting")
+            elif self._points.pending and self._points.written:
+                self._points.settle()
+            stall += time.perf_counter() - asked
+        taken = time.perf_counter() - begun
+        if self._points.pending:
+            raise SystemExit(f"a checkpoint takes longer than {self._steps} steps: give more --steps")
+        self.stalls[save].append(stall)
+        return taken
 
 
 def main() -> None:
@@ -100,23 +60,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=15)
     given = parser.parse_args()
-    training = Training(given.model, given.zero)
+    ranks, model = group(), built(given.model)
+    parameters, batch = sum(parameter.numel() for parameter in model.parameters()), batch_of(model, BATCH[given.model])
+    backend = engine(model, ranks, zero=given.zero, precision="fp32", size=BATCH[given.model])
     with tempfile.TemporaryDirectory() as folder:
-        points = Checkpoints(folder, "saves", config_digest="", group=training.group)
+        turn = Turn(backend, batch, Checkpoints(folder, "saves", config_digest="", group=ranks), given.steps)
 
         def act(save: str) -> Callable[[], float]:
-            return lambda: seconds(training, points, given.steps, save=save)
+            return lambda: turn.seconds(save)
 
-        found = rounds({"none": act(""), "waiting": act("waiting"), "background": act("background")}, given.rounds)
-    training.backend.close()
+        found = rounds({save: act(save) for save in turn.stalls}, given.rounds)
+    backend.close()
     leave_group()
-    stalls = {name: [with_it - bare for with_it, bare in zip(found[name], found["none"], strict=True)] for name in found}
+    stalls = {save: values[-given.rounds :] for save, values in turn.stalls.items()}  # the first round warms up
     print(f"{machine()}\n")
-    print(f"{training.parameters / 1e6:.1f} million parameters, ZeRO {given.zero}, one rank; {given.steps} steps a turn\n")
-    rows = [(name, spread(found[name], digits=2), spread(stalls[name], digits=3)) for name in ("none", "waiting", "background")]
-    print(table(("checkpoint", "seconds of the steps", "stall, seconds: median (range)"), *rows))
-    print(f"\nstall in the background / waiting: {ratio(stalls['background'], stalls['waiting'])}")
-    print(f"seconds a step without a checkpoint: {interval(found['none'])[0] / given.steps:.3f}")
+    print(f"{parameters / 1e6:.1f} million parameters, ZeRO {given.zero}, one rank; {given.steps} steps a turn\n")
+    rows = [
+        (save, spread(found[save], digits=2), ratio(found[save], found["none"], digits=3), spread(stalls[save], digits=3))
+        for save in turn.stalls
+    ]
+    print(table(("checkpoint", "seconds of the steps", "over none (95 %)", "stall, seconds"), *rows))
+    print(f"\nstall in the background / waiting: {ratio(stalls['background'], stalls['waiting'], digits=3)}")
 
 
 if __name__ == "__main__":
