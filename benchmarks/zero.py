@@ -78,10 +78,9 @@ def main() -> None:
     for backend in backends:
         backend.close()
     if ranks.rank == 0:
-        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        print(
-            f"{machine()}; torch {torch.__version__}\n\n{given.model}, {parameters:.1f} million parameters, {ranks.world_size} ranks\n"
-        )
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        print(f"{machine()}; torch {torch.__version__}\n")
+        print(f"{given.model}, {millions:.1f} million parameters, {ranks.world_size} ranks\n")
         rows = [(name, spread([1e3 * one for one in times]), ratio(times, found["DDP"])) for name, times in found.items()]
         print(table(("way", "ms a step: median (range)", "it / DDP (95 %)"), *rows), flush=True)
     leave_group()
