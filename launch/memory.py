@@ -16,7 +16,7 @@ from pipeline.records import record
 __all__ = ["Layout", "Memory", "Reading", "Slack", "memory_of", "states"]
 
 BUCKET = 500_000_000
-"""Elements of DeepSpeed's buckets; on a GPU they are taken whole."""
+"""Elements of DeepSpeed's buckets; at stage 3, on a GPU, they are taken whole."""
 KEPT = {"fp32": (1.0, 1.0, 1.0, 4.2), "bf16": (2.0, 1.5, 1.5, 2.7), "autocast": (1.5, 1.5, 1.5, 4.2)}
 """Blocks that were freed and stay with the process, by stage, in fp32 copies of all that moves: the model as it was built,
 gradients, under bf16 the exact copy of the weights, under autocast cast weights, under ZeRO 3 gathered weights and buckets."""
@@ -142,7 +142,7 @@ def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
     held["freed blocks"] = KEPT[precision][zero] * 4 * moving + loaded
     copies = width * min(moving, BUCKET)  # the flat copy that is reduced, and the bucket it is made from
     part = moving / ranks if zero else 0.0
-    update = 12 * part + (0 if zero else 8 * facts.largest)  # fp32 gradients of this rank's part, and AdamW's two temporaries
+    update = 4 * part  # fp32 gradients of this rank's part; AdamW is fused, and has no temporaries
     whole = 4 * facts.parameters
     return {
         "backward": {"buckets": copies if zero == 0 else 2 * copies},
@@ -157,11 +157,12 @@ def _on_gpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
     zero, precision, ranks, moving = layout.zero, layout.precision, layout.ranks, facts.trained
     comm = _comm_width(zero, precision)
     flat = comm * min(moving, BUCKET)
-    buckets = flat if zero == 0 else flat + comm * BUCKET
+    buckets = flat if zero == 0 else 2 * flat
     if zero == 3:
+        buckets = flat + comm * BUCKET
         held["gathered weights"] = float((2 if precision != "fp32" else 4) * min(moving, 2 * BUCKET))
         buckets *= 2 if ranks > 1 else 1  # it overlaps them with the backward pass, and so has two
     return {
         "backward": {"buckets": buckets},
-        "update": {"update": 12 * moving / ranks if zero else (12 if precision == "bf16" else 8) * moving},
+        "update": {"update": 4 * moving / ranks if zero else (4 if precision == "bf16" else 0) * moving},
     }

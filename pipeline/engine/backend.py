@@ -32,6 +32,8 @@ from pipeline.records import record
 log = logging.getLogger("unlearn")
 
 TAG = "engine"
+BUCKET = 500_000_000
+"""Elements of gradients that are reduced at once, at most: DeepSpeed's own number."""
 
 __all__ = ["Backend", "OptimizerConfig", "quiet_deepspeed"]
 
@@ -119,6 +121,8 @@ class Backend:
             "zero_optimization": {
                 "stage": engine.zero_stage,
                 "stage3_param_persistence_threshold": 0,
+                # Below stage 3 the bucket is made anew at each step: of its default size it would be 2 GB for any model.
+                **({"reduce_bucket_size": min(BUCKET, sum(item.numel() for item in moving))} if engine.zero_stage < 3 else {}),
                 # Our own steps are capped as one vector, so one call must move all of it.
                 **({"sub_group_size": 1 << 50} if steps else {}),
             },
@@ -128,7 +132,7 @@ class Backend:
         }
         self._steps = steps(moving) if steps else None
         moves = self._steps or torch.optim.AdamW(
-            moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay
+            moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay, fused=True
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
