@@ -118,7 +118,7 @@ def memory_of(
         held["images"] = reading.cache + reading.ahead
         held["process"] = process
         held["extra"] = slack.extra
-        held["checkpoint, until it is written"] = copied if copies else 0.0
+        held["copy for checkpoints"] = copied if copies else 0.0
         held["frozen weights, kept exact"] = 4.0 * (facts.parameters - facts.trained)
     peaks = [Memory(moment=name, parts=_without_zeros({**held, **more})) for name, more in moments.items()]
     return max(peaks, key=lambda memory: memory.total)

@@ -23,7 +23,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import universal
 from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
-from pipeline.engine.files import SHARD, copy_of, guard_files
+from pipeline.engine.files import SHARD, Copies, guard_files
 from pipeline.engine.fused import FusedSteps
 from pipeline.engine.layout import pieces_of
 from pipeline.errors import CheckpointError, ConfigError
@@ -139,6 +139,7 @@ class Backend:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=moves, config=settings, dist_init_required=False)
         self._restore_masters(exact)
         self._held: list[tuple[Any, str]] = []
+        self._copies = Copies()
         guard_files(self.engine, group.rank, self._held)
 
     def _restore_masters(self, exact: dict[str, Tensor]) -> None:
@@ -233,21 +234,22 @@ class Backend:
             copy: hold a copy in the machine's memory, so that steps may be taken before it is written.
 
         Returns:
-            What writes them, from any thread, and returns which files this rank has written.
+            What writes them, once and from any thread, before the next save; it returns which files this rank has written.
         """
         self._held.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(folder, tag=TAG, save_latest=False)
-        held = [(copy_of(state) if copy else state, path) for state, path in self._held]
+        held = [(self._copies.of(state) if copy else state, path) for state, path in self._held]
         self._held.clear()
 
         def write() -> Files:
             paths = []
-            while held:  # what is written need not be kept
-                state, path = held.pop()
+            for state, path in held:
                 torch.save(state, path)
                 paths.append(os.path.relpath(path, folder))
+            held.clear()
+            self._copies.give_back()
             return Files(own=[path for path in paths if SHARD in path], shared=[path for path in paths if SHARD not in path])
 
         return write

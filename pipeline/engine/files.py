@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 
-__all__ = ["SHARD", "copy_of", "guard_files", "plain_loading"]
+__all__ = ["SHARD", "Copies", "guard_files", "plain_loading"]
 
 SHARD = "zero_pp_rank_"
 """In the names of files that one rank alone reads."""
@@ -55,28 +55,47 @@ def plain_loading(where: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def copy_of(state: Any) -> Any:
-    """The same nested state with tensors of its own, in the machine's memory: what moves on later does not change it.
+class Copies:
+    """Copies of states in the machine's memory, which is used again: fresh memory costs several times what copying does."""
 
-    Tensors that were one stay one, and a view brings only its own elements along.
-    """
-    known: dict[tuple[object, ...], Tensor] = {}
+    def __init__(self) -> None:
+        self._spare: dict[tuple[object, ...], list[Tensor]] = {}
+        self._lent: list[Tensor] = []
 
-    def copied(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            key = (item.device, item.dtype, item.data_ptr(), item.shape, item.stride())
-            if key not in known or not item.numel():
-                known[key] = item.detach().to("cpu", copy=True)
-            return known[key]
-        if isinstance(item, dict):
-            made = copy.copy(item)  # of its own kind: ordered, with defaults
-            made.update({name: copied(value) for name, value in item.items()})
-            return made
-        if type(item) in (list, tuple):
-            return type(item)(copied(value) for value in item)
-        return copy.deepcopy(item)
+    def of(self, state: Any) -> Any:
+        """The same nested state with tensors of its own: what moves on later does not change it.
 
-    return copied(state)
+        Tensors that were one stay one, and a view brings only its own elements along.
+        """
+        known: dict[tuple[object, ...], Tensor] = {}
+
+        def copied(item: Any) -> Any:
+            if isinstance(item, Tensor):
+                key = (item.device, item.dtype, item.data_ptr(), item.shape, item.stride())
+                if key not in known or not item.numel():
+                    known[key] = self._held(item)
+                return known[key]
+            if isinstance(item, dict):
+                made = copy.copy(item)  # of its own kind: ordered, with defaults
+                made.update({name: copied(value) for name, value in item.items()})
+                return made
+            if type(item) in (list, tuple):
+                return type(item)(copied(value) for value in item)
+            return copy.deepcopy(item)
+
+        return copied(state)
+
+    def _held(self, tensor: Tensor) -> Tensor:
+        spare = self._spare.get((tensor.dtype, tensor.shape))
+        target = spare.pop() if spare else torch.empty(tensor.shape, dtype=tensor.dtype)
+        self._lent.append(target)
+        return target.copy_(tensor.detach())
+
+    def give_back(self) -> None:
+        """All copies made so far are needed no longer."""
+        for tensor in self._lent:
+            self._spare.setdefault((tensor.dtype, tensor.shape), []).append(tensor)
+        self._lent.clear()
 
 
 def guard_files(engine: Any, rank: int, held: list[tuple[Any, str]]) -> None:

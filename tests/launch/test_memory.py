@@ -60,11 +60,11 @@ def test_parts_beside_the_model_are_added() -> None:
 
 
 @pytest.mark.parametrize(("zero", "bytes_each"), [(0, 12), (1, 10), (2, 10), (3, 6)])
-def test_a_checkpoint_being_written_is_held_beside_all_else(zero: int, bytes_each: int) -> None:
+def test_a_copy_for_checkpoints_is_held_beside_all_else(zero: int, bytes_each: int) -> None:
     # Two ranks in fp32: masters and moments, over the ranks from stage 1 on; weights 4, unless they are partitioned themselves.
     alone, both = (at(zero, 2, samples=1000.0, publishing=False, copies=copies).total for copies in (False, True))
     assert both - alone == pytest.approx(bytes_each * FACTS.trained)
-    assert "checkpoint, until it is written" not in at(zero, 2, gpu=True, copies=True).parts
+    assert "copy for checkpoints" not in at(zero, 2, gpu=True, copies=True).parts
 
 
 def test_a_companion_is_held_whole_by_every_rank() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import quiet_deepspeed
-from pipeline.engine.files import FORBID, FORCE, copy_of, plain_loading
+from pipeline.engine.files import FORBID, FORCE, Copies, plain_loading
 from pipeline.errors import CheckpointError
 
 
@@ -58,7 +58,8 @@ def test_a_copy_stands_still_keeps_what_was_one_as_one_and_brings_no_more_than_i
     whole = torch.arange(1000.0)
     part, moving = whole[10:13], torch.ones(2, requires_grad=True)
     state = {"part": part, "again": [part, (moving, "x")], "loss": {"scale": [1]}, "none": torch.empty(0)}
-    held = copy_of(state)
+    copies = Copies()
+    held = copies.of(state)
     whole.add_(1)
     with torch.no_grad():
         moving.mul_(5)
@@ -67,3 +68,8 @@ def test_a_copy_stands_still_keeps_what_was_one_as_one_and_brings_no_more_than_i
     assert held["part"].untyped_storage().nbytes() == 12
     assert held["again"][1][0].tolist() == [1.0, 1.0] and not held["again"][1][0].requires_grad
     assert held["again"][1][1] == "x" and held["loss"] == {"scale": [1]} and held["none"].numel() == 0
+    place = held["part"].data_ptr()
+    assert copies.of(state)["part"].data_ptr() != place, "the first copy is still needed"
+    copies.give_back()
+    again = [copies.of(state)["part"] for _ in range(2)]
+    assert place in {tensor.data_ptr() for tensor in again} and all(tensor.tolist() == [11.0, 12.0, 13.0] for tensor in again)
