@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from pipeline.decode import canonical, decode
 from pipeline.errors import IntegrityError
@@ -18,7 +19,7 @@ from pipeline.records import record
 from pipeline.stages.runner import Job
 from pipeline.storage import exists, publish_bytes, read_bytes, remove_tree
 
-__all__ = ["FURTHER", "PLANTED", "further_parts", "kept_part", "kept_picture", "picture_name"]
+__all__ = ["FURTHER", "PLANTED", "further_parts", "kept_part", "kept_picture", "picture_name", "written_part"]
 
 log = logging.getLogger("unlearn")
 
@@ -82,16 +83,29 @@ def further_parts(job: Job, weights_sha256: str) -> dict[str, Found]:
     """
     parts = {}
     for name in FURTHER:
-        uri = job.path(f"audit/{name}.json")
-        if not exists(uri):
+        content = written_part(job, name)
+        if content is None:
             continue
-        content = _read(uri)
+        uri = job.path(f"audit/{name}.json")
         # Further fields are the writer's own: what a repeated attack need not do again.
-        if isinstance(content, dict) and content.get("weights_sha256") == weights_sha256:
+        if content.get("weights_sha256") == weights_sha256:
             parts[name] = decode(Found, content.get("found"), where=uri, error=IntegrityError)
         else:
             log.warning("audit: %s is outdated: it attacked other weights than the run has now; left out", uri)
     return parts
+
+
+def written_part(job: Job, name: str) -> dict[str, Any] | None:
+    """What a further attack wrote, no fields where it is no mapping; None: nothing yet.
+
+    Raises:
+        IntegrityError: the file is not JSON.
+    """
+    uri = job.path(f"audit/{name}.json")
+    if not exists(uri):
+        return None
+    content = _read(uri)
+    return content if isinstance(content, dict) else {}
 
 
 def _read(uri: str) -> object:

@@ -6,11 +6,11 @@ along.
 
 from __future__ import annotations
 
-import json
 import logging
 
 import torch
 
+from pipeline.acts.audit_store import written_part
 from pipeline.chain import stage
 from pipeline.config import read_run
 from pipeline.errors import UnlearnError
@@ -18,7 +18,7 @@ from pipeline.evaluation.summary import REFERENCE
 from pipeline.models.base import ImageModel
 from pipeline.stages.evaluate import load_subjects
 from pipeline.stages.runner import Job
-from pipeline.storage import exists, join, read_bytes
+from pipeline.storage import join
 
 __all__ = ["other_trainings"]
 
@@ -29,9 +29,11 @@ def other_trainings(job: Job, weights_sha256: str, device: torch.device) -> tupl
     """Retrained models of the shadow runs that attacked these weights, ready to answer, and the sha256 of their weights.
 
     A shadow run that was removed since is logged and left out.
+
+    Raises:
+        IntegrityError: what names them is not JSON.
     """
-    uri = job.path("audit/shadows.json")
-    content = json.loads(read_bytes(uri)) if exists(uri) else {}
+    content = written_part(job, "shadows") or {}
     models, marks = [], []
     for name in content.get("shadows", ()) if content.get("weights_sha256") == weights_sha256 else ():
         folder = join(job.folder.rpartition("/")[0], str(name).rpartition("/")[2])

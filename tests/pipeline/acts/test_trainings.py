@@ -13,6 +13,7 @@ from pipeline.acts.trainings import other_trainings
 from pipeline.chain import stage
 from pipeline.config import read_run
 from pipeline.decode import canonical
+from pipeline.errors import IntegrityError
 from pipeline.evaluation.summary import REFERENCE
 from pipeline.findings import Audit
 from pipeline.stages.evaluate import load_subjects
@@ -49,6 +50,12 @@ def test_without_an_attack_on_these_weights_there_is_none(job: Job, audited: Aud
     assert other_trainings(job, audited.weights_sha256, CPU) == ([], [])
     named(job, "0" * 64, f"{Path(job.folder).name}-like")
     assert other_trainings(job, audited.weights_sha256, CPU) == ([], [])
+
+
+def test_a_file_that_is_no_json_is_named(job: Job, audited: Audit) -> None:
+    Path(job.folder, "audit", "shadows.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"shadows\.json: not JSON"):
+        other_trainings(job, audited.weights_sha256, CPU)
 
 
 def test_a_run_that_is_gone_is_named_and_left_out_and_no_name_leads_elsewhere(
