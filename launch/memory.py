@@ -142,7 +142,7 @@ def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
     held["freed blocks"] = KEPT[precision][zero] * 4 * moving + loaded
     copies = width * min(moving, BUCKET)  # the flat copy that is reduced, and the bucket it is made from
     part = moving / ranks if zero else 0.0
-    update = 4 * part  # fp32 gradients of this rank's part; AdamW is fused, and has no temporaries
+    update = 12 * part + (0 if zero else 8 * facts.largest)  # fp32 gradients of this rank's part, and AdamW's two temporaries
     whole = 4 * facts.parameters
     return {
         "backward": {"buckets": copies if zero == 0 else 2 * copies},
@@ -164,5 +164,5 @@ def _on_gpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
         buckets *= 2 if ranks > 1 else 1  # it overlaps them with the backward pass, and so has two
     return {
         "backward": {"buckets": buckets},
-        "update": {"update": 4 * moving / ranks if zero else (4 if precision == "bf16" else 0) * moving},
+        "update": {"update": 12 * moving / ranks if zero else (12 if precision == "bf16" else 8) * moving},
     }

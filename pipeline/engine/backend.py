@@ -132,7 +132,7 @@ class Backend:
         }
         self._steps = steps(moving) if steps else None
         moves = self._steps or torch.optim.AdamW(
-            moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay, fused=True
+            moving, lr=optimizer.learning_rate, betas=(0.9, 0.95), weight_decay=optimizer.weight_decay
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -163,7 +163,7 @@ def test_bf16_goes_where_fp32_goes(runs: dict[str, Any], method: str) -> None:
     assert weights.dtype == torch.float32 and torch.isfinite(weights).all()
     moved, drift = float((weights - original).norm()), float((weights - plain).norm())
     # From beside its teacher SCRUB's student may leave in any direction, and rounding has a say in which.
-    assert moved > 0.1 and (method == "scrub" or drift < 0.25 * moved), f"moved {moved:.3g}, apart {drift:.3g}"
+    assert moved > 0.1 and (method == "scrub" or drift < 0.2 * moved), f"moved {moved:.3g}, apart {drift:.3g}"
 
 
 @pytest.mark.parametrize("engine", ["all", *(engine for engine in ENGINES if "salun" in OF_ENGINE[engine])])
