@@ -7,9 +7,12 @@ import platform
 import random
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+
+import torch
 
 RESAMPLES = 2000
 
@@ -21,6 +24,26 @@ def machine() -> str:
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     cores, version = len(os.sched_getaffinity(0)), sys.version.split()[0]
     return f"{date.today().isoformat()}, {processor}, {cores} cores, Python {version}; {command}"
+
+
+def timed(act: Callable[[], object], device: torch.device) -> float:
+    """Seconds until all of it is done, on a GPU as well."""
+    settle(device)
+    begun = time.perf_counter()
+    act()
+    settle(device)
+    return time.perf_counter() - begun
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what a GPU still computes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gpu(device: torch.device) -> str:
+    """Its name, for the head of a table; nothing on a CPU."""
+    return f"; {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
 
 
 def rounds(acts: Mapping[str, Callable[[], float]], count: int, *, warm: int = 1) -> dict[str, list[float]]:

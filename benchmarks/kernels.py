@@ -1,11 +1,11 @@
 """What the fused update and the fused patch loss gain over plain torch, `_foreach` and `torch.compile`.
 
-    python benchmarks/kernels.py [--millions 85 300] [--rounds 15] [--threads 2] [--parts update loss]
+    python benchmarks/kernels.py [--millions 85 300] [--rounds 15] [--threads 2] [--parts update loss] [--device cuda]
 
 An update is: clip by the length of the whole gradient, step, and, by setting, Gaussian noise, a ball around an anchor that binds,
 and a bf16 copy. The vector is 144 tensors for the loop and for `_foreach`, as a ViT-Base has, and one flat tensor for the others.
 Every round runs all ways in turning order; a ratio is the median of paired ratios with its 95 % bootstrap interval. Extra bytes
-are the peak of torch's CPU allocator during one update, after a first one, over the number of weights.
+are the peak of torch's allocator during one update, after a first one, over the number of weights.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import argparse
 import dataclasses
 import gc
 import math
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from harness import interval, machine, ratio, rounds, spread, table
+from harness import gpu, interval, machine, ratio, rounds, spread, table, timed
 from torch import Tensor
 
 from pipeline.kernels.choose import choose
@@ -51,12 +50,12 @@ SETTINGS = (
 class Vectors:
     """Weights p, gradient g, anchor a, copy q: flat, and in views."""
 
-    def __init__(self, count: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.p = torch.randn(count, generator=generator)
-        self.g = torch.randn(count, generator=generator)
+    def __init__(self, count: int, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        self.p = torch.randn(count, generator=generator, device=device)
+        self.g = torch.randn(count, generator=generator, device=device)
         self.a = self.p.clone()
-        self.q = torch.empty(count, dtype=torch.bfloat16)
+        self.q = torch.empty(count, dtype=torch.bfloat16, device=device)
         self.views = [list(flat.tensor_split(TENSORS)) for flat in (self.p, self.g, self.a, self.q)]
 
 
@@ -116,7 +115,7 @@ def compiled(v: Vectors, setting: Setting) -> None:
 
 def fused(v: Vectors, setting: Setting, cipher: Any = "philox") -> None:
     """Our kernels, as `pipeline.engine.fused` calls them."""
-    kernels = choose(torch.device("cpu"))
+    kernels = choose(v.p.device)
     pull = -RATE * min(1.0, CLIP / math.sqrt(float(kernels.square(v.g, start=0))))
     draw = Draw(cipher, bytes(32 if cipher == "chacha20" else 8), 1) if setting.noise else None
     options: dict[str, Any] = {"start": 0, "anchor": v.a if setting.ball else None, "copy": v.q if setting.ball else None}
@@ -138,8 +137,13 @@ def stream(v: Vectors, setting: Setting) -> None:
 WAYS: tuple[Callable[[Vectors, Setting], None], ...] = (fused, secret, plain, foreach, compiled, stream)
 
 
-def extra_bytes(act: Callable[[], None]) -> int:
+def extra_bytes(act: Callable[[], object], device: torch.device) -> int:
     """Peak of what torch's allocator held beyond what it held before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        act()
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
     held = peak = 0
@@ -150,27 +154,28 @@ def extra_bytes(act: Callable[[], None]) -> int:
     return peak
 
 
-def timed(act: Callable[[], Any]) -> float:
-    """Seconds."""
-    begun = time.perf_counter()
-    act()
-    return time.perf_counter() - begun
-
-
-def update(millions: int, count: int) -> str:
+def update(millions: int, count: int, device: torch.device) -> str:
     """The table for one size."""
-    v, rows = (
-        Vectors(millions * 1_000_000),
-        [("update", "way", "ms: median (range)", "it / fused (95 %)", "% of bandwidth", "extra B")],
-    )
+    v = Vectors(millions * 1_000_000, device)
+    digits = 2 if device.type == "cuda" else 0
+    rows = [("update", "way", "ms: median (range)", "it / fused (95 %)", "% of bandwidth", "extra B")]
     for setting in SETTINGS:
         acts = {way.__name__: partial(way, v, setting) for way in WAYS if way is not secret or setting.noise}
-        found = rounds({name: partial(timed, act) for name, act in acts.items()}, count)
+        found = rounds({name: partial(timed, act, device) for name, act in acts.items()}, count)
         for name, times in found.items():
             rate = [setting.needed / one / (12 / base) for one, base in zip(times, found["stream"], strict=True)]
             reached = "" if name == "stream" else "{:.0f} ({:.0f} - {:.0f})".format(*(100 * part for part in interval(rate)))
-            extra = f"{extra_bytes(acts[name]) / len(v.p):.3f}"
-            rows.append((setting.name, name, spread([1e3 * one for one in times]), ratio(times, found["fused"]), reached, extra))
+            extra = f"{extra_bytes(acts[name], device) / len(v.p):.3f}"
+            rows.append(
+                (
+                    setting.name,
+                    name,
+                    spread([1e3 * one for one in times], digits=digits),
+                    ratio(times, found["fused"]),
+                    reached,
+                    extra,
+                )
+            )
         gc.collect()
     return f"## {millions} million weights\n\n" + table(*rows)
 
@@ -183,12 +188,12 @@ def eager_loss(prediction: Tensor, target: Tensor, hidden: Tensor, normal: bool)
     return (errors * hidden).sum(1) / hidden.sum(1)
 
 
-def loss(count: int) -> str:
+def loss(count: int, device: torch.device) -> str:
     """The table of the masked patch loss, forward and backward: 32 images of 196 patches of 768 numbers, 147 of them hidden."""
-    generator = torch.Generator().manual_seed(0)
-    prediction, target = (torch.randn(32, 196, 768, generator=generator) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    prediction, target = (torch.randn(32, 196, 768, generator=generator, device=device) for _ in range(2))
     prediction.requires_grad_()
-    hidden = torch.rand(32, 196, generator=generator).argsort(1) < 147
+    hidden = torch.rand(32, 196, generator=generator, device=device).argsort(1) < 147
     rows = [("targets", "way", "ms: median (range)", "it / fused (95 %)", "extra MB")]
 
     def both_ways(one: Callable[..., Tensor], normal: bool) -> None:
@@ -197,10 +202,10 @@ def loss(count: int) -> str:
 
     for name, normal in (("as they are", False), ("normalised by patch", True)):
         acts = {"fused": partial(both_ways, patch_loss, normal), "eager": partial(both_ways, eager_loss, normal)}
-        found = rounds({way: partial(timed, act) for way, act in acts.items()}, 3 * count)
+        found = rounds({way: partial(timed, act, device) for way, act in acts.items()}, 3 * count)
         for way, times in found.items():
-            milliseconds = spread([1e3 * one for one in times], digits=1)
-            rows.append((name, way, milliseconds, ratio(times, found["fused"]), f"{extra_bytes(acts[way]) / 1e6:.0f}"))
+            milliseconds = spread([1e3 * one for one in times], digits=2)
+            rows.append((name, way, milliseconds, ratio(times, found["fused"]), f"{extra_bytes(acts[way], device) / 1e6:.0f}"))
     return "## Masked patch loss, forward and backward\n\n" + table(*rows)
 
 
@@ -211,16 +216,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", nargs="+", choices=["update", "loss"], default=["update", "loss"])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    kernels = choose(torch.device("cpu")).name
-    print(f"{machine()}; torch {torch.__version__}, {kernels} kernels, {given.rounds} rounds\n", flush=True)
+    kernels = choose(given.device).name
+    print(f"{machine()}{gpu(given.device)}; torch {torch.__version__}, {kernels} kernels, {given.rounds} rounds\n", flush=True)
     if "update" in given.parts:
         with torch.no_grad():
             for millions in given.millions:
-                print(update(millions, given.rounds), end="\n\n", flush=True)
+                print(update(millions, given.rounds, given.device), end="\n\n", flush=True)
     if "loss" in given.parts:
-        print(loss(given.rounds), flush=True)
+        print(loss(given.rounds, given.device), flush=True)
 
 
 if __name__ == "__main__":

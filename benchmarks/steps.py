@@ -2,6 +2,7 @@
 
     python benchmarks/steps.py                                the ViT-Base MAE, batch 8: about half an hour on two cores
     python benchmarks/steps.py --model autoencoder
+    python benchmarks/steps.py --batch 64                     on a GPU, where there is one
 
 Both ascend on the same batch: clipped by the length of the whole gradient, with Gaussian noise, in a ball around the original.
 The loop is fp32 and works tensor by tensor; `loop, autocast` is the same under bf16 autocast, so that the two reasons for a gain
@@ -15,9 +16,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import machine, ratio, rounds, spread, table
+from harness import gpu, machine, ratio, rounds, settle, spread, table
 from torch import Tensor
-from training import BATCH, MODELS, Batch, batch_of, built, engine, group
+from training import BATCH, MODELS, Batch, batch_of, built, device, engine, group
 
 from pipeline.engine.backend import Backend
 from pipeline.engine.distributed import ProcessGroup, leave_group
@@ -40,7 +41,7 @@ class Loop:
     def gradient(self, batch: Batch) -> None:
         """Forward and backward."""
         self._model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(device().type, torch.bfloat16, enabled=self._autocast):
             loss = batch.loss(self._model)
         (-loss).backward()
 
@@ -79,18 +80,21 @@ def ascent(model: ImageModel, ranks: ProcessGroup, precision: str, size: int, *,
 
 def parts(gradient: Callable[[], object], update: Callable[[], object], split: list[float]) -> float:
     """Seconds of a whole step; the update's are added to `split`."""
+    settle(device())
     begun = time.perf_counter()
     gradient()
+    settle(device())
     between = time.perf_counter()
     update()
+    settle(device())
     ended = time.perf_counter()
     split.append(ended - between)
     return ended - begun
 
 
-def moved(model: str, ranks: ProcessGroup, precision: str) -> Tensor:
+def moved(model: str, ranks: ProcessGroup, precision: str, size: int) -> Tensor:
     """How far the weights are after some steps without noise, as one vector."""
-    made, size = built(model), BATCH[model]
+    made = built(model)
     before = {name: parameter.detach().clone() for name, parameter in made.named_parameters() if parameter.requires_grad}
     backend = ascent(made, ranks, precision, size, rate=DRIFT_RATE, noise=0.0)
     for step in range(DRIFT_STEPS):
@@ -98,7 +102,7 @@ def moved(model: str, ranks: ProcessGroup, precision: str) -> Tensor:
         backend.step(step)
     after = backend.weights()
     backend.close()
-    return torch.cat([(after[name] - old).flatten().double() for name, old in before.items()])
+    return torch.cat([(after[name] - old.cpu()).flatten().double() for name, old in before.items()])
 
 
 def main() -> None:
@@ -107,10 +111,11 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), default="mae")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="images of a step")
     parser.add_argument("--no-drift", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    ranks, size = group(), BATCH[given.model]
+    ranks, size = group(), given.batch or BATCH[given.model]
     acts: dict[str, Callable[[], float]] = {}
     updates: dict[str, list[float]] = {}
     backends = []
@@ -131,15 +136,17 @@ def main() -> None:
     found = rounds(acts, given.rounds)
     for backend in backends:
         backend.close()
-    print(f"{machine()}; torch {torch.__version__}\n\n{given.model}, batch {size}, {given.threads} threads\n")
+    print(f"{machine()}{gpu(device())}; torch {torch.__version__}\n\n{given.model}, batch {size}, {given.threads} threads\n")
     rows = []
     for name, times in found.items():
         update = updates[name][-given.rounds :]
         speed = ratio(found["loop, fp32"], times)
-        rows.append((name, spread([1e3 * one for one in times]), spread([1e3 * one for one in update]), speed))
+        rows.append(
+            (name, spread([1e3 * one for one in times], digits=1), spread([1e3 * one for one in update], digits=1), speed)
+        )
     print(table(("way", "ms a step: median (range)", "of it after backward", "loop, fp32 / it (95 %)"), *rows), flush=True)
     if not given.no_drift:
-        exact, low = moved(given.model, ranks, "fp32"), moved(given.model, ranks, "autocast")
+        exact, low = (moved(given.model, ranks, precision, size) for precision in ("fp32", "autocast"))
         drift = float((low - exact).norm() / exact.norm())
         print(f"\ndrift of autocast after {DRIFT_STEPS} steps: {100 * drift:.2f} % of the way that fp32 went")
     leave_group()

@@ -32,9 +32,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "decoder_heads": 6,
     },
     "mae": {"component": "mae"},
+    "mae_large": {"component": "mae", "width": 1024, "layers": 24, "heads": 16},
 }
-"""`middle`: a ViT-MAE of 12 million parameters; `mae`: the ViT-Base of 112 million at 224 px."""
-BATCH = {"autoencoder": 32, "middle": 16, "mae": 8}
+"""`middle`: a ViT-MAE of 12 million parameters; `mae` and `mae_large`: ViT-Base and ViT-Large at 224 px."""
+BATCH = {"autoencoder": 32, "middle": 16, "mae": 8, "mae_large": 8}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,15 @@ class Batch:
 
 
 def built(model: str) -> ImageModel:
-    """With the random weights of seed 0."""
+    """With the random weights of seed 0, on a GPU where there is one."""
     torch.manual_seed(0)
     made: ImageModel = component.build("model", MODELS[model])
-    return made
+    return made.to(device())
+
+
+def device() -> torch.device:
+    """Where models and batches lie."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def batch_of(model: ImageModel, size: int, seed: int = 0) -> Batch:
@@ -65,6 +71,7 @@ def batch_of(model: ImageModel, size: int, seed: int = 0) -> Batch:
     images = torch.rand((size, model.channels, side, side), generator=torch.Generator().manual_seed(seed))
     region = torch.zeros(size, 1, side, side, dtype=torch.bool)
     region[..., side // 4 : -side // 4, side // 4 : -side // 4] = True
+    images, region = images.to(device()), region.to(device())
     return Batch(visible=images.masked_fill(region, 0.5), target=images, region=region, draws=torch.arange(size) + 1000 * seed)
 
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import machine, ratio, rounds, spread, table
+from harness import gpu, machine, ratio, rounds, settle, spread, table
 from torch.nn.parallel import DistributedDataParallel
-from training import BATCH, MODELS, Batch, batch_of, built, engine, group
+from training import BATCH, MODELS, Batch, batch_of, built, device, engine, group
 
 from pipeline.engine.backend import Backend
 from pipeline.engine.distributed import ProcessGroup, leave_group
@@ -52,8 +52,10 @@ def zero(backend: Backend, batch: Batch) -> Callable[[], None]:
 def timed(step: Callable[[], None], ranks: ProcessGroup) -> float:
     """Seconds of the slowest rank."""
     ranks.barrier()
+    settle(device())
     begun = time.perf_counter()
     step()
+    settle(device())
     return max(ranks.gather(time.perf_counter() - begun))
 
 
@@ -62,10 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="middle")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, help="images of a step, of all ranks together")
     given = parser.parse_args()
     torch.set_num_threads(1)
     ranks, model = group(), built(given.model)
-    batch = batch_of(model, BATCH[given.model] // ranks.world_size, seed=ranks.rank)
+    batch = batch_of(model, (given.batch or BATCH[given.model]) // ranks.world_size, seed=ranks.rank)
     acts: dict[str, Callable[[], None]] = {"DDP": ddp(given.model, batch)}
     backends = []
     for stage in (0, 1, 2):
@@ -79,7 +82,7 @@ def main() -> None:
         backend.close()
     if ranks.rank == 0:
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        print(f"{machine()}; torch {torch.__version__}\n")
+        print(f"{machine()}{gpu(device())}; torch {torch.__version__}\n")
         print(f"{given.model}, {millions:.1f} million parameters, {ranks.world_size} ranks\n")
         rows = [(name, spread([1e3 * one for one in times]), ratio(times, found["DDP"])) for name, times in found.items()]
         print(table(("way", "ms a step: median (range)", "it / DDP (95 %)"), *rows), flush=True)

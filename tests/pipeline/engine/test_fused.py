@@ -78,13 +78,11 @@ def grid(cases: list[tuple[int, str, float | None]]) -> list[Any]:
     return [ascended(*case) for case in cases]
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_weights_are_those_of_one_process_at_every_stage(world_size: int) -> None:
-    cases = [(stage, "fp32", ball) for stage in range(4) for ball in (None, BALL)]
+def compare(cases: list[tuple[int, str, float | None]], answers: list[Any]) -> None:
+    """What each rank found by `grid`, with the weights of one process."""
     wanted = {ball: reference(ball, -1.0) for ball in (None, BALL)}
-    for answers in run_distributed(grid, world_size, cases):
-        for (stage, _, ball), (weights, tally, runs) in zip(cases, answers, strict=True):
+    for found in answers:
+        for (stage, _, ball), (weights, tally, runs) in zip(cases, found, strict=True):
             for name, tensor in wanted[ball].items():
                 torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-6, msg=f"stage {stage}: {name}")
             assert tally["steps"] == STEPS
@@ -92,6 +90,13 @@ def test_weights_are_those_of_one_process_at_every_stage(world_size: int) -> Non
             assert tally.get("ball_norm", 0.0) <= BALL and ("ball_norm" in tally) == (ball is not None)
             # One call moves a whole partition, where the partition is a stretch of the vector.
             assert runs == 1 if stage in (1, 2) else runs <= len(weights)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_weights_are_those_of_one_process_at_every_stage(world_size: int) -> None:
+    cases = [(stage, "fp32", ball) for stage in range(4) for ball in (None, BALL)]
+    compare(cases, run_distributed(grid, world_size, cases))
 
 
 @pytest.mark.distributed

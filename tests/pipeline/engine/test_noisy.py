@@ -97,7 +97,7 @@ def armed(stage: int, precision: str = "fp32", rule: Mechanism = RULE) -> Backen
 def take(backend: Backend, step: int, scale: float = 1.0) -> None:
     """A step whose loss this rank scales."""
     ranks = group()
-    images, region = batch(step, ranks.rank, ranks.world_size)
+    images, region = (part.to(ranks.device) for part in batch(step, ranks.rank, ranks.world_size))
     backend.backward(loss(backend.model, images, region) * (scale * ranks.world_size / BATCH))
     backend.step(step)
 
