@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.chain import read_receipt
 from tests.support.command import unlearn
 from tests.support.runs import write_run_file
 
@@ -24,5 +25,5 @@ def test_a_run_ends_with_a_report_that_verifies(tmp_path: Path, stage: int, prec
     assert done.returncode in (0, 4), done.stderr
     folder = json.loads(done.stdout)["folder"]
     assert unlearn("verify", folder).returncode == 0
-    receipt = json.loads((Path(folder) / "receipts" / "forget.json").read_text())
-    assert receipt["world_size"] == torch.cuda.device_count()
+    receipt = read_receipt(folder, "forget")
+    assert receipt is not None and receipt.world_size == torch.cuda.device_count()
