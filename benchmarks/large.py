@@ -72,7 +72,7 @@ class _Watch(threading.Thread):
             total, stage = 0, ""
             for process in psutil.Process().children(recursive=True):
                 try:
-                    words = process.cmdline()
+                    words = " ".join(process.cmdline()).split()  # a forked process has one word for all
                     total += process.memory_full_info().uss
                 except psutil.Error:
                     continue

@@ -102,7 +102,8 @@ class _Watch(threading.Thread):
 
     def _look(self, entry: Path) -> None:
         try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
+            # A forked process has one word, with spaces, for a title.
+            words = (entry / "cmdline").read_bytes().replace(b" ", b"\0").split(b"\0")
             status = (entry / "status").read_text()
         except OSError:
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 import yaml
 
 from launch import torchrun
+from launch.forkserver import ForkServer, serving
 from launch.worker import run_worker, terminable
 from pipeline.chain import CHAIN, StageSpec, chain_for, current_receipt, read_receipt
 from pipeline.claim import VARIABLE, owning
@@ -102,7 +104,7 @@ def _saved(config: RunConfig) -> bytes:
     return yaml.safe_dump(plain(bare), sort_keys=True, allow_unicode=True).encode()
 
 
-def check_parts(config: RunConfig, *, to_stderr: bool = False) -> None:
+def check_parts(config: RunConfig, *, to_stderr: bool = False, forks: ForkServer | None = None) -> None:
     """Decode every part and build the model in a worker, because parts may import torch. Writes nothing that stays."""
     for field, uri in (("original", config.original), ("reference", config.reference)):
         if uri not in ("train", "retrain", "none") and not exists(uri):
@@ -111,7 +113,7 @@ def check_parts(config: RunConfig, *, to_stderr: bool = False) -> None:
         file = os.path.join(scratch, "config.yaml")
         Path(file).write_bytes(_saved(config))
         job = torchrun.worker_job("check", file, torchrun.resources(config.launch))
-        run_worker(job, what=f"check of run {config.name}", to_stderr=to_stderr)
+        run_worker(job, what=f"check of run {config.name}", to_stderr=to_stderr, forks=forks)
 
 
 @contextlib.contextmanager
@@ -195,31 +197,34 @@ def run_chain(config: RunConfig, batch: RequestBatch, *, say: Say, to_stderr: bo
     names = tuple(spec.name for spec in chain)
     if exists(join(folder, "config.yaml")) and all(current_receipt(config, folder, spec) for spec in chain):
         return Outcome(folder=folder, ran=(), current=names)
-    check_parts(config, to_stderr=to_stderr)
     machine, ran = torchrun.resources(config.launch), list[str]()
-    with (
-        terminable(f"run {config.name}"),
-        _no_trace_of_refusal(folder),
-        patient_lock(folder, say) as handle,
-        owning(folder) as held,
-    ):
-        remove_parts(folder)
-        try:
-            prepare_folder(config, batch, folder)
-            for spec in chain:
-                if current_receipt(config, folder, spec):
-                    say(f"{spec.name}: up to date")
-                    continue
-                say(f"{spec.name}: {spec.title}")
-                try:
-                    _run_stage(spec, config, folder, machine, (handle, held.mark), say, to_stderr)
-                except (CheckpointError, ConfigError, GateFailed) as fault:
-                    if method := _method_to_blame(config, spec, fault):
-                        raise MethodFailed(method, spec.name, fault, tuple(ran)) from None
-                    raise
-                ran.append(spec.name)
-        finally:
+    pending = [spec for spec in chain if current_receipt(config, folder, spec) is None]
+    with serving(config, pending, machine) as forks:
+        check_parts(config, to_stderr=to_stderr, forks=forks)
+        with (
+            terminable(f"run {config.name}"),
+            _no_trace_of_refusal(folder),
+            patient_lock(folder, say) as handle,
+            owning(folder) as held,
+        ):
+            start = functools.partial(run_worker, lock=handle, to_stderr=to_stderr, forks=forks)
             remove_parts(folder)
+            try:
+                prepare_folder(config, batch, folder)
+                for spec in chain:
+                    if current_receipt(config, folder, spec):
+                        say(f"{spec.name}: up to date")
+                        continue
+                    say(f"{spec.name}: {spec.title}")
+                    try:
+                        _run_stage(spec, config, folder, machine, start, held.mark, say)
+                    except (CheckpointError, ConfigError, GateFailed) as fault:
+                        if method := _method_to_blame(config, spec, fault):
+                            raise MethodFailed(method, spec.name, fault, tuple(ran)) from None
+                        raise
+                    ran.append(spec.name)
+            finally:
+                remove_parts(folder)
     return Outcome(folder=folder, ran=tuple(ran), current=tuple(name for name in names if name not in ran))
 
 
@@ -235,15 +240,15 @@ def _run_stage(
     config: RunConfig,
     folder: str,
     machine: torchrun.Resources,
-    owned: tuple[int | None, str],
+    start: Callable[..., None],
+    mark: str,
     say: Say,
-    to_stderr: bool,
 ) -> None:
-    started, (handle, mark) = time.monotonic(), owned
+    started = time.monotonic()
     log = join(folder, "logs", f"{spec.name}.log") if is_local(folder) else ""
     job = torchrun.stage_job(spec, folder, machine, threads=config.launch.threads)
     job = dataclasses.replace(job, env={**job.env, VARIABLE: mark})
-    run_worker(job, what=f"stage {spec.name}", lock=handle, log=log, to_stderr=to_stderr)
+    start(job, what=f"stage {spec.name}", log=log)
     receipt = current_receipt(config, folder, spec)
     if receipt is None:
         kind = "no receipt" if read_receipt(folder, spec.name) is None else "a receipt that does not fit its outputs"

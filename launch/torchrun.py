@@ -18,7 +18,17 @@ from pipeline.config import LaunchConfig
 from pipeline.errors import ConfigError
 from pipeline.records import record
 
-__all__ = ["JobSpec", "Meeting", "Resources", "agent_job", "count_gpus", "resources", "stage_job", "worker_job"]
+__all__ = [
+    "JobSpec",
+    "Meeting",
+    "Resources",
+    "agent_job",
+    "count_gpus",
+    "loading_environment",
+    "resources",
+    "stage_job",
+    "worker_job",
+]
 
 
 @record
@@ -117,6 +127,19 @@ def _environment(base: Mapping[str, str], machine: Resources, threads: int, inte
     # The agent's own LOGLEVEL stays: launch.worker reads from its lines how a rank ended.
     env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return env
+
+
+def loading_environment(machine: Resources, *, compiles: bool) -> dict[str, str]:
+    """That of a process that loads what stages load, and computes nothing.
+
+    Args:
+        machine: ranks and cores.
+        compiles: whether models are compiled; see `pipeline.__main__`.
+    """
+    env = _environment(os.environ, machine, machine.cores)
+    # What asks for a GPU while it is loaded must not start CUDA, which would not survive a fork.
+    env.update({"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "DS_ACCELERATOR": "cuda"} if machine.gpus else {})
+    return env if compiles else {"TORCHDYNAMO_DISABLE": "1", **env}
 
 
 def stage_job(spec: StageSpec, folder: str, machine: Resources, *, threads: int = 0) -> JobSpec:

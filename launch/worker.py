@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch.endings import AGAIN, WorkerError, ending, keep_stacks, read_hangs
+from launch.forkserver import Adopted, ForkServer
 from launch.torchrun import JobSpec
 from pipeline.errors import Preempted
 
@@ -167,7 +169,7 @@ class _Capture(threading.Thread):
         return "\n".join(list(self._lines))
 
 
-def _stop(child: subprocess.Popen[bytes], grace: _Grace) -> None:
+def _stop(child: subprocess.Popen[bytes] | Adopted, grace: _Grace) -> None:
     """SIGTERM to the group, so that ranks save their state; SIGKILL when the grace is over or the user insists by Ctrl-C."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # `terminable` puts the old handlers back
@@ -184,7 +186,31 @@ def _stop(child: subprocess.Popen[bytes], grace: _Grace) -> None:
         child.wait()
 
 
-def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "", to_stderr: bool = False) -> None:
+def _start(job: JobSpec, stdin: int, stdout: int, stderr: int, forks: ForkServer | None) -> subprocess.Popen[bytes] | Adopted:
+    """Start a process in a session of its own that is told to leave when we end."""
+    if forks and (child := forks.start(job, stdin=stdin, stdout=stdout, stderr=stderr)):
+        return child
+    prctl, parent = _prctl(), os.getpid()
+
+    def die_with_parent() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # The parent died between fork and prctl.
+            os._exit(75)
+
+    return subprocess.Popen(
+        job.argv,
+        env=job.env,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - no thread of ours is alive at the fork
+    )
+
+
+def run_worker(
+    job: JobSpec, *, what: str, lock: int | None = None, log: str = "", to_stderr: bool = False, forks: ForkServer | None = None
+) -> None:
     """Run one worker process group to its end.
 
     Args:
@@ -194,32 +220,22 @@ def run_worker(job: JobSpec, *, what: str, lock: int | None = None, log: str = "
             torchrun hands on to its ranks, so that a rank which outlives us keeps the folder locked.
         log: local file for the worker's standard error; empty for none.
         to_stderr: send the worker's standard output to our standard error, because ours must be JSON.
+        forks: what forks it, if it can; without it a process is started.
 
     Raises:
         UnlearnError: the worker's own named error, or Preempted when a signal ended it.
         WorkerError: anything else that is not success.
     """
-    prctl, parent = _prctl(), os.getpid()
-
-    def die_with_parent() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # The parent died between fork and prctl.
-            os._exit(75)
-
-    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch, terminable(what):
+    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch, terminable(what), open(os.devnull, "rb") as nothing:
         error_file = os.path.join(scratch, "error.jsonl")
+        job = dataclasses.replace(job, env={**job.env, "UNLEARN_ERROR_FILE": error_file})
         with _adopting() as grace:
-            child = subprocess.Popen(
-                job.argv,
-                env={**job.env, "UNLEARN_ERROR_FILE": error_file},
-                stdin=subprocess.DEVNULL if lock is None else lock,
-                stdout=2 if to_stderr else None,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - no thread of ours is alive at the fork
-            )
-            assert child.stderr is not None
-            capture = _Capture(child.stderr, log)
+            reader, writer = os.pipe()
+            try:
+                child = _start(job, nothing.fileno() if lock is None else lock, 2 if to_stderr else 1, writer, forks)
+            finally:
+                os.close(writer)
+                capture = _Capture(os.fdopen(reader, "rb"), log)
             try:
                 code = child.wait()
             except BaseException:

@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.decode import closest, decode
 from pipeline.errors import ConfigError
 
-__all__ = ["GROUPS", "build", "decode_config", "load", "names", "summary"]
+__all__ = ["GROUPS", "build", "decode_config", "load", "module_name", "names", "summary"]
 
 GROUPS: Mapping[str, str] = {
     "model": "pipeline.models",
@@ -46,6 +46,11 @@ def summary(group: str, name: str) -> str:
     return inspect.cleandoc(ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
 
 
+def module_name(group: str, name: str) -> str:
+    """The full name of the module that part `name` would be, whether or not there is one."""
+    return name if "." in name else f"{GROUPS[group]}.{name}"
+
+
 def load(group: str, name: str) -> ModuleType:
     """The module of part `name`.
 
@@ -54,7 +59,7 @@ def load(group: str, name: str) -> ModuleType:
     """
     if "." not in name and name not in names(group):
         raise ConfigError(f"{group}: no {group} is called '{name}'", closest(name, names(group)))
-    path = name if "." in name else f"{GROUPS[group]}.{name}"
+    path = module_name(group, name)
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as fault:

@@ -30,13 +30,13 @@ def workers(stage: str, folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            words = process.cmdline()
-            at_work = words[-2:-1] == [stage] and words[-1].startswith(str(folder)) and "torch.distributed.run" not in words
+            title = " ".join(process.cmdline())  # a forked process has one word for all
+            at_work = f"pipeline {stage} {folder}" in title and "torch.distributed.run" not in title
             if at_work and process.status() != psutil.STATUS_ZOMBIE:
-                found.append((int(process.environ().get("RANK", "0")), process))
-        except (psutil.Error, OSError, IndexError):
+                found.append(process)
+        except (psutil.Error, OSError):
             continue
-    return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+    return sorted(found, key=lambda process: process.pid)  # an agent starts them in the order of their numbers
 
 
 def kill_in(stage: str, rank: int, run_file: Path) -> tuple[bool, str]:
@@ -45,10 +45,11 @@ def kill_in(stage: str, rank: int, run_file: Path) -> tuple[bool, str]:
     Returns whether a rank was hit, and the run's messages. A stage that ends before it is hit has the command killed.
     """
     folder, run = run_file.parent, _start(run_file)
-    first_seen = 0.0
+    first_seen, ranks = 0.0, list[psutil.Process]()
     try:
         while run.poll() is None and not list(folder.glob(f"out/tiny-*/receipts/{stage}.json")):
-            ranks = workers(stage, folder)
+            # Looking for processes takes longer than a checkpoint may live.
+            ranks = [process for process in ranks if process.is_running()] or workers(stage, folder)
             first_seen = first_seen or (time.monotonic() if ranks else 0.0)
             saved = list(folder.glob(f"out/tiny-*/checkpoints/{stage}/last/state.json"))
             if ranks and (saved or time.monotonic() - first_seen > PATIENCE.get(stage, 60.0)):
@@ -57,7 +58,7 @@ def kill_in(stage: str, rank: int, run_file: Path) -> tuple[bool, str]:
                 _, messages = run.communicate(timeout=120)
                 assert not workers(stage, folder), "an orphan rank is still at work"
                 return run.returncode == 75, messages.decode()
-            time.sleep(0.01)
+            time.sleep(0.002)
     finally:
         if run.poll() is None:
             run.kill()
