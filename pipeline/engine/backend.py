@@ -237,7 +237,7 @@ class Backend:
             What writes them, once and from any thread, before the next save; it returns which files this rank has written.
         """
         self._held.clear()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._moments(written=False):
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(folder, tag=TAG, save_latest=False)
         held = [(self._copies.of(state) if copy else state, path) for state, path in self._held]
@@ -262,9 +262,13 @@ class Backend:
         """
         if not os.path.exists(self.engine._get_ckpt_name(folder, TAG)):
             raise CheckpointError(f"{folder}: holds no checkpoint of DeepSpeed", "remove the folder and run again")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._moments(written=True):
             warnings.simplefilter("ignore")
             self.engine.load_checkpoint(folder, tag=TAG)
+
+    def _moments(self, *, written: bool) -> contextlib.AbstractContextManager[None]:
+        """What DeepSpeed's checkpoints must find of an optimizer; AdamW has it."""
+        return self._steps.moments(written=written) if self._steps else contextlib.nullcontext()
 
     def convert(self, folder: str, files: Sequence[str], target: str) -> None:
         """Make `target` from all files that all ranks wrote with `save`, for any world size; one process calls.
@@ -281,7 +285,8 @@ class Backend:
         Frozen weights stay as given. Raises like `load`.
         """
         if self._config.zero_stage > 0:
-            universal.load(self.engine, target)
+            with self._moments(written=True):
+                universal.load(self.engine, target)
         else:
             self.load(folder)
 

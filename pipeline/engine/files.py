@@ -86,6 +86,8 @@ class Copies:
         return copied(state)
 
     def _held(self, tensor: Tensor) -> Tensor:
+        if tensor.numel() > 1 and not any(tensor.stride()):  # one number that is shown many times stays one
+            return tensor.detach()[(0,) * tensor.dim()].cpu().clone().expand(tensor.shape)
         spare = self._spare.get((tensor.dtype, tensor.shape))
         target = spare.pop() if spare else torch.empty(tensor.shape, dtype=tensor.dtype)
         self._lent.append(target)

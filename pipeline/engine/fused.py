@@ -6,9 +6,10 @@ what was meant. Noise comes after all that could scale it: added to gradients it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class FusedSteps(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
         self._rule, self._sum, self._kernels = rule, sum, kernels
         self._runs: list[Run] | None = None
+        self._owners: list[Tensor] = []
         self._anchors: list[Tensor | None] = []
         self._counts = True
         self.tally: dict[str, float] = {}
@@ -81,13 +83,26 @@ class FusedSteps(torch.optim.Optimizer):
             counts: whether this rank's pieces count in sums; where all ranks hold the same, those of one do.
         """
         self._runs, self._counts = runs_of(pieces), counts
-        for piece in pieces:
-            # No moments are kept, but DeepSpeed's checkpoints for another number of ranks know no optimizer without Adam's.
-            zeros = {name: torch.zeros_like(piece.owner) for name in ("exp_avg", "exp_avg_sq")}
-            self.state.setdefault(piece.owner, {"step": torch.tensor(0.0), **zeros})
+        self._owners = list(dict.fromkeys(piece.owner for piece in pieces))
         self._anchors = [
             torch.cat([_part(anchor[piece.name], piece) for piece in run.pieces]) if anchor else None for run in self._runs
         ]
+
+    @contextlib.contextmanager
+    def moments(self, *, written: bool) -> Iterator[None]:
+        """Have Adam's moments, all zero, while the body runs: DeepSpeed's checkpoints know no optimizer without them.
+
+        Args:
+            written: DeepSpeed writes into them, so they take 8 bytes a weight; otherwise they take none.
+        """
+        for owner in self._owners:
+            zero = owner.new_zeros(())
+            zeros = {name: torch.zeros_like(owner) if written else zero.expand_as(owner) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[owner] = {"step": torch.tensor(0.0), **zeros}
+        try:
+            yield
+        finally:
+            self.state.clear()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

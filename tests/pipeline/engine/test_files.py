@@ -72,4 +72,6 @@ def test_a_copy_stands_still_keeps_what_was_one_as_one_and_brings_no_more_than_i
     assert copies.of(state)["part"].data_ptr() != place, "the first copy is still needed"
     copies.give_back()
     again = [copies.of(state)["part"] for _ in range(2)]
+    many = copies.of({"moment": torch.zeros(()).expand(1000, 50)})["moment"]
+    assert many.shape == (1000, 50) and not many.any() and many.untyped_storage().nbytes() == 4
     assert place in {tensor.data_ptr() for tensor in again} and all(tensor.tolist() == [11.0, 12.0, 13.0] for tensor in again)

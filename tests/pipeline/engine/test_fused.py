@@ -140,6 +140,7 @@ def half_way(folder: str) -> None:
             take(backend, step, -1.0)
         state = TrainState(step=STEPS - 1, tally=backend.tally)
         Checkpoints(folder, f"stage{stage}", config_digest="same", group=group()).save(backend, state)
+        assert not any(backend._steps.state.values()), "moments that nobody needs stay in memory"
         backend.close()
 
 
@@ -151,6 +152,7 @@ def other_half(folder: str) -> list[Weights]:
         assert state is not None and state.step == STEPS - 1
         backend.recall(state.tally)
         take(backend, STEPS - 1, -1.0)
+        assert not any(backend._steps.state.values()), "moments that nobody needs stay in memory"
         found.append(backend.weights())
         backend.close()
     return found
