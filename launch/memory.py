@@ -16,7 +16,7 @@ from pipeline.records import record
 __all__ = ["Layout", "Memory", "Reading", "Slack", "memory_of", "states"]
 
 BUCKET = 500_000_000
-"""Elements of DeepSpeed's buckets; at stage 3, on a GPU, they are taken whole."""
+"""Elements of DeepSpeed's buckets, at most (`pipeline.engine.backend`)."""
 KEPT = {"fp32": (1.0, 1.0, 1.0, 4.2), "bf16": (2.0, 1.5, 1.5, 2.7), "autocast": (1.5, 1.5, 1.5, 4.2)}
 """Blocks that were freed and stay with the process, by stage, in fp32 copies of all that moves: the model as it was built,
 gradients, under bf16 the exact copy of the weights, under autocast cast weights, under ZeRO 3 gathered weights and buckets."""
@@ -159,7 +159,7 @@ def _on_gpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
     flat = comm * min(moving, BUCKET)
     buckets = flat if zero == 0 else 2 * flat
     if zero == 3:
-        buckets = flat + comm * BUCKET
+        buckets = 2 * comm * min(BUCKET, max(facts.largest, moving // 4))
         held["gathered weights"] = float((2 if precision != "fp32" else 4) * min(moving, 2 * BUCKET))
         buckets *= 2 if ranks > 1 else 1  # it overlaps them with the backward pass, and so has two
     return {

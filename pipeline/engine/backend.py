@@ -121,8 +121,7 @@ class Backend:
             "zero_optimization": {
                 "stage": engine.zero_stage,
                 "stage3_param_persistence_threshold": 0,
-                # Below stage 3 the bucket is made anew at each step: of its default size it would be 2 GB for any model.
-                **({"reduce_bucket_size": min(BUCKET, sum(item.numel() for item in moving))} if engine.zero_stage < 3 else {}),
+                "reduce_bucket_size": _bucket([item.numel() for item in moving], engine.zero_stage),
                 # Our own steps are capped as one vector, so one call must move all of it.
                 **({"sub_group_size": 1 << 50} if steps else {}),
             },
@@ -312,6 +311,13 @@ class Backend:
     def close(self) -> None:
         """Free what the engine holds."""
         self.engine.destroy()
+
+
+def _bucket(sizes: Sequence[int], stage: int) -> int:
+    """Elements of gradients that are reduced at once. Of its default size the bucket would be 2 GB for any model; ZeRO 3 keeps
+    it between steps, where as many as all gradients would undo what splitting them saves."""
+    whole = sum(sizes)
+    return min(BUCKET, whole if stage < 3 else max(*sizes, whole // 4, 1))
 
 
 def _refuse_what_cannot_compile(device: torch.device) -> None:

@@ -76,8 +76,8 @@ def test_a_companion_is_held_whole_by_every_rank() -> None:
     assert both - alone == 4 * FACTS.parameters
 
 
-def test_on_a_gpu_the_bucket_is_taken_whole_at_stage_3_and_as_large_as_the_model_before() -> None:
+def test_on_a_gpu_the_bucket_is_a_part_of_the_model_at_stage_3_and_as_large_as_the_model_before() -> None:
     memory = at(2, 8, "bf16", gpu=True)
     assert memory.parts["buckets"] == 2 * FACTS.trained + 2 * FACTS.trained
-    assert at(3, 8, "bf16", gpu=True).parts["buckets"] == 2 * (2 * BUCKET + 2 * FACTS.trained)
+    assert at(3, 8, "bf16", gpu=True).parts["buckets"] == 2 * 2 * 2 * max(FACTS.largest, FACTS.trained // 4)
     assert "process" not in memory.parts
