@@ -59,7 +59,9 @@ class Loop:
                 p.copy_(a + (BALL / apart) * (p - a))
 
 
-def ascent(model: ImageModel, ranks: ProcessGroup, precision: str, size: int, *, rate: float, noise: float) -> Backend:
+def ascent(
+    model: ImageModel, ranks: ProcessGroup, precision: str, size: int, *, rate: float, noise: float, compiled: bool = False
+) -> Backend:
     """The model under the engine, with fused steps."""
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     kernels = choose(ranks.device)
@@ -70,6 +72,7 @@ def ascent(model: ImageModel, ranks: ProcessGroup, precision: str, size: int, *,
         precision=precision,
         size=size,
         rate=rate,
+        compiled=compiled,
         steps=lambda moving: FusedAscent(
             moving, lr=rate, clip=CLIP, noise=noise, ball=BALL, key=bytes(8), sum=ranks.sum, kernels=kernels
         ),
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, help="images of a step")
+    parser.add_argument("--compile", action="store_true", help="the engine with torch.compile as well")
     parser.add_argument("--no-drift", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -123,10 +127,10 @@ def main() -> None:
         model = built(given.model)
         loop, batch, split = Loop(model, autocast=autocast), batch_of(model, size), updates.setdefault(name, [])
         acts[name] = lambda loop=loop, batch=batch, split=split: parts(lambda: loop.gradient(batch), loop.update, split)
-    for precision in ("fp32", "autocast"):
-        model, name = built(given.model), f"engine, {precision}"
+    for precision, compiled in (("fp32", False), ("autocast", False), *([("autocast", True)] if given.compile else [])):
+        model, name = built(given.model), f"engine, {precision}{', compiled' if compiled else ''}"
         batch, split = batch_of(model, size), updates.setdefault(name, [])
-        backend = ascent(model, ranks, precision, size, rate=RATE, noise=NOISE)
+        backend = ascent(model, ranks, precision, size, rate=RATE, noise=NOISE, compiled=compiled)
         backends.append(backend)
 
         def act(backend: Backend = backend, batch: Batch = batch, split: list[float] = split) -> float:

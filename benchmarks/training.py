@@ -90,12 +90,13 @@ def engine(
     precision: str,
     size: int,
     rate: float = 1e-6,
+    compiled: bool = False,
     steps: Callable[[list[nn.Parameter]], FusedSteps] | None = None,
 ) -> Backend:
     """The model under DeepSpeed, as phases have it."""
     return Backend(
         model,
-        engine=EngineConfig(zero_stage=zero, precision=precision),  # type: ignore[arg-type]
+        engine=EngineConfig(zero_stage=zero, precision=precision, compile=compiled),  # type: ignore[arg-type]
         optimizer=OptimizerConfig(learning_rate=rate, steps=10**6, decay=False),
         micro_batch=size,
         group=ranks,

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from launch.memory import BUCKET, Layout, Memory, Reading, Slack, memory_of, states
+from launch.memory import Layout, Memory, Reading, Slack, memory_of, states
 from tests.support.planning import FACTS
 
 NO_IMAGES = Reading(cache=0.0, ahead=0.0)
