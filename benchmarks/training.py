@@ -71,8 +71,8 @@ def batch_of(model: ImageModel, size: int, seed: int = 0) -> Batch:
     images = torch.rand((size, model.channels, side, side), generator=torch.Generator().manual_seed(seed))
     region = torch.zeros(size, 1, side, side, dtype=torch.bool)
     region[..., side // 4 : -side // 4, side // 4 : -side // 4] = True
-    images, region = images.to(device()), region.to(device())
-    return Batch(visible=images.masked_fill(region, 0.5), target=images, region=region, draws=torch.arange(size) + 1000 * seed)
+    images, region, draws = (part.to(device()) for part in (images, region, torch.arange(size) + 1000 * seed))
+    return Batch(visible=images.masked_fill(region, 0.5), target=images, region=region, draws=draws)
 
 
 def group() -> ProcessGroup:

@@ -121,6 +121,8 @@ class Backend:
             "zero_optimization": {
                 "stage": engine.zero_stage,
                 "stage3_param_persistence_threshold": 0,
+                # One copy of each gradient less; on a GPU the copies are cheap, and keep its memory in one piece.
+                **({"contiguous_gradients": False} if group.device.type == "cpu" and engine.zero_stage < 3 else {}),
                 "reduce_bucket_size": _bucket([item.numel() for item in moving], engine.zero_stage),
                 # Our own steps are capped as one vector, so one call must move all of it.
                 **({"sub_group_size": 1 << 50} if steps else {}),
