@@ -16,16 +16,16 @@ from pipeline.layers import SAFE_NAME
 from pipeline.records import record
 from pipeline.storage import create_bytes, exists, join, list_files, publish_bytes, read_bytes
 
-__all__ = ["Change", "change", "changes", "in_force", "names", "safe_name"]
+__all__ = ["Change", "change", "changes", "in_force", "names", "point", "safe_name"]
 
 
 @record
 class Change:
     """One change of an alias.
 
-    number: from 1 on · version: the release that it names from now on · weights, statement: sha256 of both · act: what was done ·
-    by, reason: who did it, and why, as far as it was said · approved: whether a person let it pass · at: UTC · previous: sha256 of
-    the change before; empty in the first
+    number: from 1 on · version: the release that it names from now on · weights, statement: sha256 of both · act: what was
+    done · by, reason: who did it, and why, as far as it was said · approved: whether a person let it pass · at: UTC · previous:
+    sha256 of the change before; empty in the first
     """
 
     number: int
@@ -44,7 +44,7 @@ class Change:
 def safe_name(kind: str, name: str) -> str:
     """The name itself. Raises ConfigError where it could not be a file's."""
     if not SAFE_NAME.fullmatch(name):
-        raise ConfigError(f"{kind} '{name}': not a name", "use letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"{kind} '{name}': not a name", "use letters, digits, '_' and '-'")
     return name
 
 
@@ -103,11 +103,11 @@ def change(line: str, name: str, version: str, weights: str, statement: str, *, 
     content = canonical(item)
     if not create_bytes(join(line, "aliases", safe_name("alias", name), f"{number:06d}.json"), content):
         raise StorageError(f"alias {name}: another host changed it at the same time", "run the same command again")
-    _point(line, name)
+    point(line, name)
     return item
 
 
-def _point(line: str, name: str) -> None:
+def point(line: str, name: str) -> None:
     """Let the one file repeat the last change; of two hosts that do so at once the last one to look is right."""
     while (last := in_force(line, name)) is not None:
         publish_bytes(join(line, "aliases", f"{name}.json"), canonical(last))

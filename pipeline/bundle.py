@@ -1,13 +1,13 @@
 """The files of a release: what of a run folder is published, and under which names. Nothing in it tells a key or a subject.
 
-    <version>/config.json, model.safetensors, README.md   the weights, in the layout that the Hugging Face Hub reads
-    <version>/pretrained/                                  the same in the layout of the model's own library, where it has one
-    <version>/report.json, report.html, audit.*            what was measured
-    <version>/receipts/, manifest.json                     how it came about; the manifest without shards' names and keys' digests
-    <version>/forgotten.json                               keyed digests of the forgotten keys, where a secret was given
-    <version>/approval.json                                who let it pass that the verdict did not, where somebody had to
-    <version>/model.sig                                    the OpenSSF signature of all files above
-    <version>/statement.dsse.json                          the signed statement about all files above; written last
+<version>/config.json, model.safetensors, README.md   the weights, in the layout that the Hugging Face Hub reads
+<version>/pretrained/                                  the same in the layout of the model's own library, where it has one
+<version>/report.json, report.html, audit.*            what was measured
+<version>/receipts/, manifest.json                     how it came about; the manifest without shards' names and keys' digests
+<version>/forgotten.json                               keyed digests of the forgotten keys, where a secret was given
+<version>/approval.json                                who let it pass that the verdict did not, where somebody had to
+<version>/model.sig                                    the OpenSSF signature of all files above
+<version>/statement.dsse.json                          the signed statement about all files above; written last
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from pipeline.records import FileRef, Manifest, Receipt
 from pipeline.storage import exists, hash_file, join, list_files, open_read, publish, publish_bytes, read_bytes
 
 __all__ = [
+    "FORGOTTEN",
     "STATEMENT_FILE",
     "WEIGHTS_SIGNATURE",
     "copy_file",
+    "hash_files",
     "is_bundle",
-    "published_names",
     "public_manifest",
+    "published_names",
     "read_receipts",
     "read_run_manifest",
     "stage_files",
     "version_name",
 ]
 
-STATEMENT_FILE, WEIGHTS_SIGNATURE = "statement.dsse.json", "model.sig"
+STATEMENT_FILE, WEIGHTS_SIGNATURE, FORGOTTEN = "statement.dsse.json", "model.sig", "forgotten.json"
 WEIGHTS = "weights/"
 REPORTS = ("report.json", "report.html")
 AUDIT = ("audit.json", "audit.html")

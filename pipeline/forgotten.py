@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from pipeline.decode import canonical
 from pipeline.errors import IntegrityError
@@ -16,7 +16,7 @@ from pipeline.ledger.pseudonyms import key_id, keyed_digest
 from pipeline.records import Manifest, record
 from pipeline.storage import exists, join, read_bytes
 
-__all__ = ["Forgotten", "forgotten_of", "is_forgotten", "read_forgotten", "split_keys", "unseen_by"]
+__all__ = ["Forgotten", "clean_of", "forgotten_of", "is_forgotten", "read_forgotten", "split_keys"]
 
 
 @record
@@ -54,11 +54,17 @@ def forgotten_of(folder: str, manifest: Manifest, secret: bytes) -> Forgotten:
     return Forgotten(secret=key_id(secret), digests=tuple(sorted(found)))
 
 
-def read_forgotten(uri: str) -> Forgotten | None:
-    """The digests in a file, or None where there is no such file. Raises IntegrityError where it holds something else."""
+def read_forgotten(uri: str, sha256: str = "") -> Forgotten | None:
+    """The digests in a file, or None where there is no such file.
+
+    Raises:
+        IntegrityError: it holds something else, or not the bytes of the given sha256.
+    """
     if not exists(uri):
         return None
     content = read_bytes(uri)
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        raise IntegrityError(f"{uri}: changed: not the file that its statement names", "restore the file")
     try:
         plain = json.loads(content)
         found = Forgotten(secret=plain["secret"], digests=tuple(plain["digests"]), schema=plain["schema"])
@@ -76,13 +82,33 @@ def is_forgotten(found: Forgotten, secret: bytes, key: str) -> bool | None:
     return keyed_digest(secret, "key", key) in found.digests
 
 
-def unseen_by(folder: str, manifest: Manifest, secret: bytes, earlier: dict[str, Forgotten]) -> tuple[str, ...]:
-    """Of earlier releases, by batch digest, those of whose forgotten images none is among what this run trained on.
+def clean_of(
+    folder: str, manifest: Manifest, secret: bytes, earlier: Mapping[str, Forgotten], *, inherited: Collection[str] | None
+) -> tuple[str, ...]:
+    """Of earlier releases, by batch digest, those whose forgotten images the model of this run holds no more, or never saw.
 
-    Digests that were made with another secret say nothing, so their batches are never among them.
+    A batch counts if this run forgot all its images; or if of its images this run read none that it did not forget, and the
+    weights that it began from hold none either. Digests that were made with another secret say nothing.
+
+    Args:
+        folder: the run folder.
+        manifest: of the run.
+        secret: of the digests.
+        earlier: digests of what each batch forgot.
+        inherited: batches that the weights it began from hold none of; None: it began from nothing.
+
+    Raises:
+        IntegrityError, StorageError: as `split_keys`.
     """
-    told = {batch: frozenset(item.digests) for batch, item in earlier.items() if item.secret == key_id(secret)}
+    told = {batch: frozenset(item.digests) for batch, item in earlier.items() if item.digests and item.secret == key_id(secret)}
     if not told:
         return ()
-    trained = {keyed_digest(secret, "key", key) for key in split_keys(folder, manifest, "original")}
-    return tuple(sorted(batch for batch, digests in told.items() if digests and not digests & trained))
+    own = frozenset(forgotten_of(folder, manifest, secret).digests)
+    every = frozenset().union(*told.values()) - own
+    read = {found for key in split_keys(folder, manifest, "original") if (found := keyed_digest(secret, "key", key)) in every}
+    clean = [
+        batch
+        for batch, digests in told.items()
+        if digests <= own or (not digests & read and (inherited is None or batch in inherited))
+    ]
+    return tuple(sorted(clean))

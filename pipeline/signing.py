@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,13 +228,13 @@ def sign_folder(folder: str, signature: str, key: SigningKey, *, leave_out: Iter
     signer.set_hashing_config(settings).sign(folder, signature)
 
 
-def verify_folder(folder: str, signature: str, public: str) -> str:
+def verify_folder(folder: str, signature: str, key: SSlibKey) -> str:
     """Check a signature that `sign_folder` made; empty: it fits, otherwise what does not.
 
     Args:
         folder: local path.
         signature: file with the signature.
-        public: file with the public key.
+        key: who must have made it.
 
     Raises:
         ConfigError: model-signing is not installed.
@@ -242,10 +243,13 @@ def verify_folder(folder: str, signature: str, public: str) -> str:
         from model_signing import verifying
     except ImportError as fault:
         raise ConfigError(f"the signature of the weights is not checked: {fault}", INSTALL) from None
-    try:
-        verifier = verifying.Config().use_elliptic_key_verifier(public_key=public)
-        verifier.set_ignore_unsigned_files(True).verify(Path(folder), signature)
-    except Exception as fault:  # the library names what does not fit, in errors of many kinds
-        changed = re.findall(r"Hash mismatch for '([^']*)'", str(fault))
-        return f"{', '.join(changed)}: changed" if changed else " ".join(str(fault).split()) or type(fault).__name__
+    with tempfile.TemporaryDirectory(prefix="unlearn-") as scratch:
+        public = Path(scratch, "key.pub")
+        public.write_text(key.keyval["public"])
+        try:
+            verifier = verifying.Config().use_elliptic_key_verifier(public_key=public)
+            verifier.set_ignore_unsigned_files(True).verify(Path(folder), Path(signature))
+        except Exception as fault:  # the library names what does not fit, in errors of many kinds
+            changed = re.findall(r"Hash mismatch for '([^']*)'", str(fault))
+            return f"{', '.join(changed)}: changed" if changed else " ".join(str(fault).split()) or type(fault).__name__
     return ""

@@ -1,4 +1,4 @@
-"""What a release states: an in-toto Statement about every published file, with what the report says, copied and never judged anew."""
+"""What a release states: an in-toto Statement about every published file, and what the report says, copied, never judged anew."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ __all__ = ["PREDICATE", "STATEMENT", "Lineage", "build", "contradictions", "subj
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:i2i-unlearn:predicate:unlearning:1"
-NO_SECRET = "not computed: no secret was given"
 
 
 @record
 class Lineage:
     """Whose data the released model holds no more, by the digests of batches.
 
-    line: the model line · version: folder of this release · parent: sha256 of the weights that it was made from, where these are a
-    release of the same line · batches: what it and the releases before it unlearned · never_seen: batches of other releases of
-    whose images it saw none
+    line: the model line · version: folder of this release · parent: sha256 of the weights that it was made from, where these are
+    a release of the same line · batches: its own, and those of other releases whose forgotten images it holds no more or never
+    saw · note: why other batches were not looked at, if they were not
     """
 
     line: str
     version: str
     parent: str | None
     batches: tuple[str, ...]
-    never_seen: tuple[str, ...] = ()
+    note: str = ""
 
 
 def build(
@@ -37,7 +36,8 @@ def build(
     receipts: Mapping[str, Receipt],
     *,
     lineage: Lineage,
-    forgotten: Mapping[str, Any] | None = None,
+    released_at: str,
+    forgotten: Mapping[str, Any],
     ledger: Mapping[str, Any] | None = None,
     approval: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def build(
         report: report.json, as plain data.
         receipts: of the run's stages, by stage.
         lineage: see there.
-        forgotten: `count` and `secret` of the keyed digests; None: not computed.
+        released_at: UTC, ISO 8601.
+        forgotten: `count` and `secret` of the keyed digests, or a `note` that says why they were not computed.
         ledger: `seq` and `hash` of the head of the ledger's history; None: none was given.
         approval: who let a release pass that the verdict does not, and why; None: nobody had to.
     """
@@ -59,7 +60,8 @@ def build(
         "predicate": {
             **_copied(report, receipts),
             "lineage": plain(lineage),
-            "forgotten": dict(forgotten) if forgotten else {"note": NO_SECRET},
+            "releasedAt": released_at,
+            "forgotten": dict(forgotten),
             "ledger": dict(ledger) if ledger else None,
             "approval": dict(approval) if approval else None,
         },

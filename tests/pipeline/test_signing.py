@@ -148,7 +148,7 @@ def weights(tmp_path: Path, key: SigningKey) -> Path:
 
 
 def test_a_folder_is_signed_so_that_the_public_tool_agrees(weights: Path, name: str) -> None:
-    assert verify_folder(str(weights), str(weights / "model.sig"), f"{name}.pub") == ""
+    assert verify_folder(str(weights), str(weights / "model.sig"), read_public(f"{name}.pub")) == ""
     words = ["verify", "key", str(weights), "--signature", str(weights / "model.sig"), "--public_key", f"{name}.pub"]
     done = subprocess.run([sys.executable, "-m", "model_signing", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,11 +157,13 @@ def test_a_folder_is_signed_so_that_the_public_tool_agrees(weights: Path, name: 
 
 def test_a_changed_file_and_another_key_are_named(weights: Path, name: str, tmp_path: Path) -> None:
     make_keys(str(tmp_path / "other"))
-    assert "does not match" in verify_folder(str(weights), str(weights / "model.sig"), str(tmp_path / "other.pub"))
+    assert "does not match" in verify_folder(str(weights), str(weights / "model.sig"), read_public(str(tmp_path / "other.pub")))
     (weights / "pretrained" / "config.json").write_text("[]")
-    assert verify_folder(str(weights), str(weights / "model.sig"), f"{name}.pub") == "pretrained/config.json: changed"
+    assert (
+        verify_folder(str(weights), str(weights / "model.sig"), read_public(f"{name}.pub")) == "pretrained/config.json: changed"
+    )
     (weights / "model.sig").write_text("no signature")
-    assert verify_folder(str(weights), str(weights / "model.sig"), f"{name}.pub")
+    assert verify_folder(str(weights), str(weights / "model.sig"), read_public(f"{name}.pub"))
 
 
 def test_an_encrypted_key_signs_folders_too(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_an_encrypted_key_signs_folders_too(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "w").write_bytes(b"w")
     sign_folder(str(tmp_path / "m"), str(tmp_path / "sig"), read_private(str(tmp_path / "k.key"), passphrase=PASSPHRASE))
-    assert verify_folder(str(tmp_path / "m"), str(tmp_path / "sig"), str(tmp_path / "k.pub")) == ""
+    assert verify_folder(str(tmp_path / "m"), str(tmp_path / "sig"), read_public(str(tmp_path / "k.pub"))) == ""
 
 
 def test_a_missing_library_is_named(tmp_path: Path, key: SigningKey, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +180,4 @@ def test_a_missing_library_is_named(tmp_path: Path, key: SigningKey, monkeypatch
         sign_folder(str(tmp_path), str(tmp_path / "sig"), key)
     assert "i2i-unlearn[sign]" in caught.value.cure
     with pytest.raises(ConfigError, match="not checked"):
-        verify_folder(str(tmp_path), str(tmp_path / "sig"), "x.pub")
+        verify_folder(str(tmp_path), str(tmp_path / "sig"), key.public)
