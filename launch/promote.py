@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from launch.gate import Approval
 from launch.released import Released, holds
 from pipeline.aliases import Change, change, changes, point
-from pipeline.errors import GateFailed
+from pipeline.errors import ConfigError, GateFailed
 from pipeline.records import record
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def move(
         message = f"alias {alias}: {target.version} may hold images of {len(held)} released batches ({some})"
         cure = "choose a release that unlearned them, or let a person answer for it: --approve NAME --reason TEXT"
         raise GateFailed(message, cure)
+    if ledger is not None:
+        _refuse_unknown(ledger, target)
     needed = approval if held else None
-    told = {"act": act, "by": needed.approver if needed else by, "reason": needed.reason if needed else ""}
-    made = change(
-        line, alias, target.version, target.weights, target.statement, before=before, approved=bool(held), at=now, **told
-    )
+    told: dict[str, object] = {"act": act, "approved": needed is not None, "at": now}
+    told |= {"by": needed.approver if needed else by, "reason": needed.reason if needed else ""}
+    made = change(line, alias, target.version, target.weights, target.statement, before=before, **told)
     taken_back = _record(ledger, line, alias, made, held)
     return Promotion(alias=alias, version=target.version, number=made.number, did=act, held=held, taken_back=taken_back)
 
@@ -101,6 +102,16 @@ def _released(ledger: Ledger | None, line: str, target: Released) -> set[str]:
 
     with ledger.read() as tx:
         return released_batches(tx, line_of(tx, target.weights, _name(line)))
+
+
+def _refuse_unknown(ledger: Ledger, target: Released) -> None:
+    """Before the alias moves: the ledger must know the model that it is to name."""
+    from pipeline.ledger.releases import known_model
+
+    with ledger.read() as tx:
+        if not known_model(tx, target.weights):
+            message = f"{target.version}: not in the ledger {ledger.name}"
+            raise ConfigError(message, "send its run again: unlearn release RUN --ledger URL; nothing is published twice")
 
 
 def _record(ledger: Ledger | None, line: str, alias: str, made: Change, held: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class Outcome:
 
     release: Released
     line: str
+    known: Mapping[str, Released]
     new: bool
     approved: bool
     promotion: Promotion | None
@@ -139,7 +140,7 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
         promotion = passed_on(line, wish.alias, version) or move(
             line, wish.alias, made, known, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
         )
-    return Outcome(release=made, line=line, new=new, approved=needed, promotion=promotion)
+    return Outcome(release=made, line=line, known=known, new=new, approved=needed, promotion=promotion)
 
 
 def _audit(folder: str) -> dict[str, Any] | None:

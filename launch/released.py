@@ -39,6 +39,8 @@ class Released:
     key_ids: tuple[str, ...]
     forgotten: str
     """sha256 of its keyed digests; empty where it has none."""
+    forgotten_words: str
+    """How many there are, or why there are none."""
 
 
 def line_folder(to: str, line: str) -> str:
@@ -94,6 +96,7 @@ def read_release(folder: str, trusted: Sequence[SSlibKey] = ()) -> Released:
             statement=hashlib.sha256(content).hexdigest(),
             key_ids=opened.key_ids,
             forgotten=subjects(opened.payload).get(FORGOTTEN, ""),
+            forgotten_words=str(predicate["forgotten"].get("note") or predicate["forgotten"]["count"]),
         )
     except (KeyError, TypeError):
         raise IntegrityError(f"{uri}: not the statement of this release", "restore the release") from None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.bundle import FORGOTTEN, STATEMENT_FILE, WEIGHTS_SIGNATURE, copy_file, hash_files, published_names
+from pipeline.bundle import FORGOTTEN, STATEMENT_FILE, WEIGHTS_SIGNATURE, copy_file, hash_files, is_bundle, published_names
 from pipeline.chain import read_receipt
 from pipeline.decode import digest
 from pipeline.errors import ConfigError, IntegrityError, StorageError
@@ -27,7 +27,7 @@ from pipeline.storage import absolute, exists, is_local, join, read_bytes
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
-__all__ = ["ReleaseFindings", "answer_about_key", "verify_release"]
+__all__ = ["ReleaseFindings", "answer_about_key", "is_release", "verify_release"]
 
 
 @record
@@ -44,6 +44,11 @@ class ReleaseFindings:
     words: str
     faults: tuple[str, ...]
     schema: Literal["release-findings/1"] = "release-findings/1"
+
+
+def is_release(folder: str) -> bool:
+    """Whether a folder is a release, whole or not, and no run folder. Raises StorageError where there is nothing."""
+    return is_bundle(absolute(folder))
 
 
 def verify_release(folder: str, key: SSlibKey | None = None) -> ReleaseFindings:

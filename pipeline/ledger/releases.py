@@ -18,6 +18,7 @@ from pipeline.records import ShardRef, record
 __all__ = [
     "Model",
     "batch_of",
+    "known_model",
     "line_of",
     "record_alias",
     "record_destroyed",
@@ -78,7 +79,7 @@ def record_model(tx: Transaction, model: Model, *, kept_until: str | None = None
     """
     batch = batch_of(tx, model.batch)
     known = tx.execute(sa.select(MODEL).where(MODEL.c.model_id == model.model_id)).mappings().first()
-    parent = model.parent if model.parent and _has(tx, model.parent) else None
+    parent = model.parent if model.parent and known_model(tx, model.parent) else None
     if known is None:
         line, made = batch["line"] if batch else model.line, {"made_at": tx.now, "parent": parent, "removed_at": None}
         row = {"model_id": model.model_id, "line": line, "batch_id": batch["batch_id"] if batch else None, **made}
@@ -96,7 +97,8 @@ def record_model(tx: Transaction, model: Model, *, kept_until: str | None = None
     return str(batch["batch_id"]) if batch else ""
 
 
-def _has(tx: Transaction, model_id: str) -> bool:
+def known_model(tx: Transaction, model_id: str) -> bool:
+    """Whether a model is in the ledger."""
     return tx.execute(sa.select(MODEL.c.model_id).where(MODEL.c.model_id == model_id)).first() is not None
 
 
