@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 from launch.released import Released, holds
 from pipeline.aliases import in_force, names
+from pipeline.bundle import names_below
 from pipeline.decode import canonical, decode, digest
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.objects import remove, versions
 from pipeline.records import record
-from pipeline.storage import create_bytes, exists, join, list_files, publish_bytes, read_bytes
+from pipeline.storage import create_bytes, exists, join, publish_bytes, read_bytes
 
 if TYPE_CHECKING:
     from pipeline.ledger.store import Ledger
@@ -69,10 +70,7 @@ class Retired:
 
 def holders(run: str) -> tuple[str, ...]:
     """Files below a run's `checkpoints/` that saw the forgotten images, relative to the run folder."""
-    start = f"{run.rstrip('/')}/"
-    folder = join(run, "checkpoints")
-    found = [uri.removeprefix(start) for uri in list_files(folder)] if exists(folder) else []
-    return tuple(name for name in found if name.split("/")[1] not in CLEAN)
+    return tuple(f"checkpoints/{name}" for name in names_below(join(run, "checkpoints")) if name.split("/")[0] not in CLEAN)
 
 
 def keep(line: str, release: Released, run: str, *, days: int, now: str) -> Kept:
@@ -111,7 +109,7 @@ def kept(line: str, known: Mapping[str, Released]) -> list[Item]:
         line: folder of the model line.
         known: its releases, by version.
     """
-    policies = [_read(uri) for uri in list_files(join(line, "retention"), ".json")] if exists(join(line, "retention")) else []
+    policies = [_read(uri) for uri in names_below(join(line, "retention")).values()]
     pointed = {change.version: name for name in names(line) if (change := in_force(line, name)) is not None}
     items = []
     for policy in sorted(policies, key=lambda policy: (policy.kept_until, policy.version)):
@@ -122,10 +120,7 @@ def kept(line: str, known: Mapping[str, Released]) -> list[Item]:
         for other in sorted(known.values(), key=lambda item: item.version):
             if other.version == policy.version or policy.batch not in holds(other, [known[policy.version]]):
                 continue
-            start = f"{other.folder.rstrip('/')}/"
-            files = tuple(
-                uri.removeprefix(start) for uri in list_files(other.folder) if uri.removeprefix(start).startswith(WEIGHTS)
-            )
+            files = tuple(name for name in names_below(other.folder) if name.startswith(WEIGHTS))
             if files and not any(item.folder == other.folder for item in items):
                 alias = pointed.get(other.version, "")
                 items.append(Item(kind="release", folder=other.folder, version=other.version, files=files, alias=alias, **same))

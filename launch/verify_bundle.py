@@ -82,7 +82,6 @@ def verify_release(folder: str, key: SSlibKey | None = None) -> ReleaseFindings:
     if opened:
         faults += _report(folder, uri, opened.payload, receipts)
     weights, fault = _weights(folder, there, key)
-    claim = ((opened.payload.get("predicate") or {}).get("claim") or {}) if opened else {}
     return ReleaseFindings(
         folder=folder,
         files=len(named),
@@ -90,9 +89,17 @@ def verify_release(folder: str, key: SSlibKey | None = None) -> ReleaseFindings:
         signed_by=opened.key_ids if opened else (),
         trusted=bool(opened and opened.trusted),
         weights_signature=weights,
-        words=str(claim.get("words", "")),
+        words=_words(opened),
         faults=tuple(dict.fromkeys([*faults, *fault])),
     )
+
+
+def _words(opened: Opened | None) -> str:
+    """What the statement says may be claimed; empty where it says nothing."""
+    try:
+        return str(opened.payload["predicate"]["claim"]["words"]) if opened else ""
+    except (KeyError, TypeError):
+        return ""
 
 
 def _open(uri: str, key: SSlibKey | None, faults: list[str]) -> Opened | None:

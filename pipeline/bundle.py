@@ -22,7 +22,7 @@ from pipeline.chain import read_receipt
 from pipeline.decode import canonical, decode, digest
 from pipeline.errors import IntegrityError, StorageError
 from pipeline.records import FileRef, Manifest, Receipt
-from pipeline.storage import exists, hash_file, join, list_files, open_read, publish, publish_bytes, read_bytes
+from pipeline.storage import exists, filesystem, hash_file, join, list_files, open_read, publish, publish_bytes, read_bytes
 
 __all__ = [
     "FORGOTTEN",
@@ -31,6 +31,7 @@ __all__ = [
     "copy_file",
     "hash_files",
     "is_bundle",
+    "names_below",
     "public_manifest",
     "published_names",
     "read_receipts",
@@ -138,7 +139,13 @@ def version_name(run_id: str, files: list[FileRef]) -> str:
     return f"{run_id}-{digest(sorted((ref.uri, ref.sha256) for ref in files))[:8]}"
 
 
+def names_below(folder: str) -> dict[str, str]:
+    """Address of every file below a folder, by its name in it; none where there is no folder."""
+    start = f"{filesystem(folder)[1].rstrip('/')}/"  # stores list the same place under more than one spelling
+    found = {filesystem(uri)[1].removeprefix(start): uri for uri in list_files(folder)} if exists(folder) else {}
+    return dict(sorted(found.items()))
+
+
 def hash_files(folder: str) -> dict[str, str]:
     """sha256 of every file below a folder, by its name in it."""
-    start = folder.rstrip("/") + "/"
-    return {uri.removeprefix(start): hash_file(uri).sha256 for uri in list_files(folder)}
+    return {name: hash_file(uri).sha256 for name, uri in names_below(folder).items()}

@@ -250,6 +250,6 @@ def verify_folder(folder: str, signature: str, key: SSlibKey) -> str:
             verifier = verifying.Config().use_elliptic_key_verifier(public_key=public)
             verifier.set_ignore_unsigned_files(True).verify(Path(folder), Path(signature))
         except Exception as fault:  # the library names what does not fit, in errors of many kinds
-            changed = re.findall(r"Hash mismatch for '([^']*)'", str(fault))
+            changed = re.findall(r"Hash mismatch for \\?'(.*?)\\?':", str(fault))
             return f"{', '.join(changed)}: changed" if changed else " ".join(str(fault).split()) or type(fault).__name__
     return ""
