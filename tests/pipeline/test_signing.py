@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IntegrityError
@@ -119,12 +119,11 @@ def test_another_key_is_named(key: SigningKey, tmp_path: Path) -> None:
         unseal(seal({"a": 1}, key), where="s", key=read_public(str(tmp_path / "other.pub")))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_no_byte_of_an_envelope_changes_unseen(key: SigningKey, data: st.DataObject) -> None:
+@settings(max_examples=200, deadline=None)
+@given(offset=st.integers(0, 10**6), flipped=st.integers(1, 255))
+def test_no_byte_of_an_envelope_changes_unseen(key: SigningKey, offset: int, flipped: int) -> None:
     content = bytearray(seal({"subject": [{"name": "a", "digest": {"sha256": "00"}}], "n": 1.5}, key))
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= data.draw(st.integers(1, 255))
+    content[offset % len(content)] ^= flipped  # signatures differ in length
     with pytest.raises(IntegrityError, match="s: "):
         unseal(bytes(content), where="s", key=key.public)
 
