@@ -10,6 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+CLOSED = sa.text("state IN ('released', 'withdrawn', 'refused')")
+BATCHED = sa.text("batch_id IS NOT NULL")
 OPEN = sa.text("state NOT IN ('released', 'withdrawn', 'refused')")
 REFUSAL = "rows of this table are never changed or removed"
 APPEND_ONLY = ("history", "alias")
@@ -119,8 +121,8 @@ def _tables() -> None:
         sa.ForeignKeyConstraint(["batch_id"], ["batch.batch_id"], name=op.f("fk_request_batch_id_batch")),
         sa.PrimaryKeyConstraint("request_id", name=op.f("pk_request")),
     )
-    op.create_index(op.f("ix_request_batch_id"), "request", ["batch_id"], unique=False)
-    op.create_index(op.f("ix_request_fingerprint"), "request", ["fingerprint"], unique=False)
+    op.create_index("ix_request_batch_id", "request", ["batch_id"], sqlite_where=BATCHED, postgresql_where=BATCHED)
+    op.create_index("ix_request_closed", "request", ["fingerprint"], sqlite_where=CLOSED, postgresql_where=CLOSED)
     op.create_index(op.f("ix_request_line_state_due_at"), "request", ["line", "state", "due_at"], unique=False)
     op.create_index(op.f("ix_request_subject"), "request", ["subject"], unique=False)
     op.create_index("uq_request_open", "request", ["fingerprint"], unique=True, sqlite_where=OPEN, postgresql_where=OPEN)
