@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
+from pipeline.ledger.refusals import Looked
 from pipeline.records import RequestBatch, record
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "IndexAnswer",
     "IndexOrder",
     "Linear",
+    "LookupAnswer",
+    "LookupOrder",
     "Machine",
     "MeasureAnswer",
     "MeasureOrder",
@@ -71,6 +74,22 @@ class BatchOrder:
 
     config: RunConfig
     batch: RequestBatch
+
+
+@record
+class LookupOrder:
+    """What do values mean to the source of a run: those of a batch, or (`file` not empty) those of a file of requests."""
+
+    config: RunConfig
+    batch: RequestBatch = RequestBatch(requests=())
+    file: str = ""
+
+
+@record
+class LookupAnswer:
+    """What the index says; None: the source is not indexed."""
+
+    looked: Looked | None
 
 
 @record
@@ -362,6 +381,7 @@ class PictureAnswer:
 ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
+    "lookup": LookupOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
     "compare": CompareOrder,

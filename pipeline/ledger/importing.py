@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from pipeline.errors import ConfigError
 from pipeline.ledger import history
 from pipeline.ledger.pseudonyms import keyed_digest
+from pipeline.ledger.refusals import refuse_broad
 from pipeline.ledger.requests import Submission, known, prepare
 from pipeline.ledger.schema import REQUEST, REQUEST_VALUE
 from pipeline.ledger.states import FINAL
@@ -20,7 +21,6 @@ from pipeline.records import record
 __all__ = ["Imported", "import_file"]
 
 REQUESTS_AT_ONCE, VALUES_AT_ONCE = 5_000, 50_000
-SINGULAR = {"key": "keys", "labels": "label", "prefixes": "prefix", "digests": "digest"}
 
 
 @record
@@ -34,26 +34,29 @@ class Imported:
     entry: int
 
 
-def import_file(tx: Transaction, path: str, *, line: str = "", checked: bool = False) -> Imported:
+def import_file(tx: Transaction, path: str, *, line: str = "", checked: bool = False, confirmed: bool = False) -> Imported:
     """Take in all requests of a file; the history gets one entry.
 
     Args:
         tx: a transaction that writes; it must not go on where this raises.
         path: a CSV or Parquet file with columns as in `tables.COLUMNS`; rows that share a request_id are one request.
         line: the model line of rows that name none.
-        checked: the values were looked up, or a person confirmed them.
+        checked: the values were looked up in an index.
+        confirmed: a person agreed to whatever number of images that is.
 
     Raises:
-        ConfigError, DataError: a faulty file or row; the message has its number, and nothing of its text.
+        ConfigError, DataError: too broad, or a faulty file or row; the message has its number, and nothing of its text.
         StorageError: the file cannot be read.
     """
     with RowFile(path) as file:
-        taking = _Taking(tx, path, checked)
+        taking = _Taking(tx, path, checked or confirmed)
         for numbers, submission in _submissions(file, line):
             taking.add(numbers, submission)
         taking.flush()
         if not taking.rows:
             raise ConfigError(f"{path}: no request in it", "name at least one key, label, prefix or digest")
+        if not checked and not confirmed:
+            refuse_broad(taking.kinds, None, where=path)
         digest = keyed_digest(tx.secret, "import", file.sha256)
     facts = {"rows": taking.rows, "new": taking.new, "repeats": taking.repeats, "values": taking.values}
     entry = history.append(tx, "request", f"import-{digest[:16]}", "imported", {**facts, "digest": digest, "state": taking.state})
@@ -66,7 +69,7 @@ def _submissions(file: RowFile, line: str) -> Iterator[tuple[list[int], Submissi
     values: list[str] = []
     first: dict[str, str] = {}
     for number, row in file.rows():
-        row["kind"] = SINGULAR.get(row.get("kind") or file.kind, row.get("kind") or file.kind)
+        row["kind"] = file.kind_of(row)
         value = row.pop("value")
         if not value:
             raise ConfigError(f"{file.path}: row {number}: empty: no value", "name a key, label, prefix or digest")
@@ -96,6 +99,7 @@ class _Taking:
     def __init__(self, tx: Transaction, path: str, checked: bool) -> None:
         self.tx, self.path, self.state = tx, path, "queued" if checked else "received"
         self.secret, self.entry = tx.secret, tx.seq + 1
+        self.kinds: set[str] = set()
         self.rows = self.new = self.repeats = self.values = 0
         self._waiting: list[tuple[int, dict[str, Any], list[str]]] = []
         self._size = 0
@@ -103,7 +107,8 @@ class _Taking:
     def add(self, numbers: list[int], submission: Submission) -> None:
         row, values = prepare(submission, self.secret, self.tx.now, where=f"{self.path}: row {numbers[0]}")
         self.rows += len(submission.values)
-        row["request_id"] = row["request_id"] or f"r-{row['fingerprint'][:16]}"
+        self.kinds.add(submission.kind)
+        row["request_id"] = row["request_id"] or f"r-{self.entry:06d}-{self.rows:07d}"
         row["state"], row["entry"] = self.state, self.entry
         self._waiting.append((numbers[0], row, values))
         self._size += len(values)
@@ -146,7 +151,7 @@ class _Taking:
         self._waiting, self._size = [], 0
 
     def _names_taken(self) -> set[str]:
-        """Names that rows bring along and that the ledger has; a name that was made of a fingerprint is as unique as that."""
+        """Names that rows bring along and that the ledger has; those that begin with r- are of this import alone."""
         names = [row["request_id"] for _, row, _ in self._waiting if not row["request_id"].startswith("r-")]
         if not names:
             return set()

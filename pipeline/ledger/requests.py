@@ -106,7 +106,7 @@ def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "re
     values_digest = keyed_digest(secret, "values", "\0".join(values))
     identity = "\0".join((submission.line, submission.kind, values_digest, subject))
     row = {
-        **{"request_id": submission.request_id, "fingerprint": keyed_digest(secret, "request", identity)},
+        **{"request_id": submission.request_id, "fingerprint": keyed_digest(secret, "request", identity)[:32]},
         **{"line": submission.line, "subject": subject, "kind": submission.kind, "copies": submission.copies},
         **{"values_digest": values_digest, "values_count": len(values), "basis": submission.basis, "note": submission.note},
         **{"received_at": received, "queued_at": now, "due_at": due, "extended_from": None},
@@ -149,7 +149,7 @@ def submit(tx: Transaction, submission: Submission, *, checked: bool = False, ag
     current = same.get(row["fingerprint"])
     if current is not None and not (again and current["state"] in FINAL):
         return _fold(tx, current, row)
-    row["request_id"] = row["request_id"] or f"r-{row['fingerprint'][:16]}{f'-{tx.seq + 1}' if current else ''}"
+    row["request_id"] = row["request_id"] or f"r-{tx.seq + 1:06d}"
     if find(tx, row["request_id"]) is not None:
         raise ConfigError(f"request {row['request_id']}: the ledger has another request of this name", "choose another name")
     row["state"], row["entry"] = "queued" if checked else "received", tx.seq + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ __all__ = ["COLUMNS", "Row", "RowFile"]
 COLUMNS = ("request_id", "kind", "value", "line", "subject", "copies", "basis", "note", "received_at", "due_at")
 SHORT = {"key": "keys", "label": "label", "prefix": "prefix", "digest": "digest", "likeness": "likeness"}
 """A column called so stands for `value`, and says the kind."""
+SINGULAR = {"key": "keys", "labels": "label", "prefixes": "prefix", "digests": "digest"}
 ROWS = 20_000
 BLOCK_BYTES = 1 << 20
 Row = tuple[int, dict[str, str]]
@@ -58,6 +59,11 @@ class RowFile:
         except BaseException:
             self.close()
             raise
+
+    def kind_of(self, row: Mapping[str, str]) -> str:
+        """The kind of a row's value, as requests have it."""
+        kind = row.get("kind") or self.kind
+        return SINGULAR.get(kind, kind)
 
     def close(self) -> None:
         """Close the file."""

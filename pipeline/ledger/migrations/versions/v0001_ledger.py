@@ -44,14 +44,14 @@ def _tables() -> None:
         sa.Column("due_at", sa.String(length=27), nullable=False),
         sa.Column("requests_count", sa.Integer(), nullable=False),
         sa.Column("requests_digest", sa.String(length=64), nullable=False),
-        sa.Column("folder", sa.Text(), server_default="", nullable=False),
-        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("folder", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("lease_owner", sa.Text(), nullable=True),
-        sa.Column("lease_number", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("lease_number", sa.Integer(), nullable=False),
         sa.Column("lease_until", sa.String(length=27), nullable=True),
         sa.Column("next_try_at", sa.String(length=27), nullable=True),
         sa.Column("jobs", sa.JSON(), nullable=True),
-        sa.Column("failure", sa.Text(), server_default="", nullable=False),
+        sa.Column("failure", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("batch_id", name=op.f("pk_batch")),
     )
     op.create_index(op.f("ix_batch_state"), "batch", ["state"], unique=False)
@@ -100,7 +100,7 @@ def _tables() -> None:
     op.create_table(
         "request",
         sa.Column("request_id", sa.String(length=64), nullable=False),
-        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("fingerprint", sa.String(length=32), nullable=False),
         sa.Column("line", sa.String(length=255), nullable=False),
         sa.Column("subject", sa.String(length=34), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
