@@ -21,6 +21,7 @@ __all__ = [
     "KINDS",
     "Answer",
     "Submission",
+    "check_form",
     "counts",
     "extend",
     "find",
@@ -69,13 +70,11 @@ class Answer:
     repeats: int
 
 
-def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "request") -> tuple[dict[str, Any], list[str]]:
-    """The row of a submission, without what depends on the ledger's other rows, and its values, each once and in order.
+def check_form(submission: Submission, *, where: str = "request") -> list[str]:
+    """The values of a submission as the ledger keeps them: stripped, each once, in order.
 
     Args:
         submission: as it came in.
-        secret: the pseudonym key.
-        now: when, where it does not say when it was received.
         where: named in messages, which never quote values, subjects or notes.
 
     Raises:
@@ -86,16 +85,29 @@ def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "re
     if submission.copies not in COPIES:
         raise ConfigError(f"{where}: copies: none of {', '.join(COPIES)}", "leave it out, or choose one")
     if not submission.line or len(submission.line) > 255 or "\0" in submission.line:
-        raise ConfigError(
-            f"{where}: line: empty, or no name of at most 255 characters", "name the run that the request is meant for"
-        )
-    if submission.request_id and not OWN_ID.fullmatch(submission.request_id):
-        raise ConfigError(
-            f"{where}: request_id: not a name", "use 1 to 64 letters, digits, '.', '_' and '-', and no personal data"
-        )
+        raise ConfigError(f"{where}: line: empty, or no name of at most 255 characters", "name the run that it is meant for")
+    if submission.request_id and (not OWN_ID.fullmatch(submission.request_id) or submission.request_id.startswith("r-")):
+        cure = "use 1 to 64 letters, digits, '.', '_' and '-' without personal data; names in r- are the ledger's own"
+        raise ConfigError(f"{where}: request_id: not a name", cure)
     values = sorted({_value(submission.kind, value, where) for value in submission.values})
     if not values:
         raise ConfigError(f"{where}: empty: no value", "name at least one key, label, prefix or digest")
+    return values
+
+
+def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "request") -> tuple[dict[str, Any], list[str]]:
+    """The row of a submission, without what depends on the ledger's other rows, and its values, each once and in order.
+
+    Args:
+        submission: as it came in.
+        secret: the pseudonym key.
+        now: when, where it does not say when it was received.
+        where: named in messages.
+
+    Raises:
+        ConfigError: empty or malformed.
+    """
+    values = check_form(submission, where=where)
     received = time_text(moment(submission.received_at, where=f"{where}: received_at")) if submission.received_at else now
     if received > now:
         raise ConfigError(f"{where}: received_at: in the future", "write when the request came in")
