@@ -26,6 +26,8 @@ __all__ = [
     "Forecast",
     "IndexAnswer",
     "IndexOrder",
+    "LikenessAnswer",
+    "LikenessOrder",
     "Linear",
     "LookupAnswer",
     "LookupOrder",
@@ -90,6 +92,20 @@ class LookupAnswer:
     """What the index says; None: the source is not indexed."""
 
     looked: Looked | None
+
+
+@record
+class LikenessOrder:
+    """Hash these image files."""
+
+    files: tuple[str, ...]
+
+
+@record
+class LikenessAnswer:
+    """16 hexadecimal digits a file; empty where it is no image, or has no such hash."""
+
+    hashes: tuple[str, ...]
 
 
 @record
@@ -382,6 +398,7 @@ ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
     "lookup": LookupOrder,
+    "likeness": LikenessOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
     "compare": CompareOrder,
