@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from pipeline.ledger.refusals import Looked
-    from pipeline.orders import LookupOrder
+    from pipeline.request_orders import LookupOrder
 
 __all__ = ["add_to", "chosen_values", "line_name", "request_rows"]
 
@@ -62,7 +62,7 @@ def _image_digest(path: str) -> str:
 
 def _likenesses(paths: list[str], *, to_stderr: bool) -> list[str]:
     from launch.acts import carry_out
-    from pipeline.orders import LikenessAnswer, LikenessOrder
+    from pipeline.request_orders import LikenessAnswer, LikenessOrder
     from pipeline.storage import absolute
 
     order = LikenessOrder(files=tuple(absolute(path) for path in paths))
@@ -88,7 +88,7 @@ def line_name(run: str) -> str:
 
 def _look_up(order: LookupOrder, *, to_stderr: bool) -> Looked | None:
     from launch.acts import carry_out
-    from pipeline.orders import LookupAnswer
+    from pipeline.request_orders import LookupAnswer
 
     return carry_out("lookup", order, LookupAnswer, to_stderr=to_stderr).looked
 
@@ -164,8 +164,8 @@ def add(
 
 def _order(line: str, wish: Any) -> LookupOrder:
     from pipeline.config import resolve
-    from pipeline.orders import LookupOrder
     from pipeline.records import DeletionRequest, RequestBatch, Selector
+    from pipeline.request_orders import LookupOrder
 
     request = DeletionRequest(request_id="r1", selector=Selector(kind=wish.kind, values=wish.values))
     return LookupOrder(config=resolve(line), batch=RequestBatch(requests=(request,)))
@@ -191,7 +191,7 @@ def import_requests(
         looked = None
         if look_up:
             from pipeline.config import resolve
-            from pipeline.orders import LookupOrder
+            from pipeline.request_orders import LookupOrder
 
             if not line:
                 raise ConfigError("--lookup: no --line whose index to look in", "name the run with --line")
