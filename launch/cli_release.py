@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.answering import AsJson, answering
+from launch.answering import AsJson, KeyFile, LedgerUrl, answering
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "item_line", "promotion_lines"]
 
+DEFAULT_FILE = "unlearn-ledger.sqlite"
 To = Annotated[str, typer.Option("--to", metavar="URI", help="Folder or URI below which the model lines' releases lie.")]
 Line = Annotated[str, typer.Option("--line", help="The model line; by default the run's name.")]
 Trust = Annotated[
@@ -30,12 +32,6 @@ Approve = Annotated[
     str, typer.Option("--approve", metavar="NAME", help="Who lets pass what a rule does not; it is written down.")
 ]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; needed with --approve.")]
-LedgerUrl = Annotated[
-    str, typer.Option("--ledger", metavar="URL", help="Ledger to write it down in; by default UNLEARN_LEDGER's, if that is set.")
-]
-PseudonymKey = Annotated[
-    str, typer.Option("--pseudonym-key", metavar="FILE", help="The ledger's pseudonym key, if it lies elsewhere.")
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,10 +43,8 @@ def add_to(app: typer.Typer) -> None:
 
 @contextlib.contextmanager
 def given_ledger(url: str, pseudonym_key: str = "") -> Iterator[Ledger | None]:
-    """The ledger that was named on the command line or in the environment; None: neither names one."""
-    import os
-
-    if not url and not os.environ.get("UNLEARN_LEDGER"):
+    """The ledger that was named, or the one in the current folder; None: there is neither."""
+    if not url and not Path(DEFAULT_FILE).exists():
         yield None
         return
     from pipeline.ledger.store import open_ledger
@@ -100,7 +94,7 @@ def release(
     reason: Reason = "",
     trust: Trust = None,
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     out: Annotated[str, typer.Option("--out", help="Folder below which runs lie.")] = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -192,7 +186,7 @@ def rollback(
     approve: Approve = "",
     reason: Reason = "",
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     as_json: AsJson = False,
 ) -> None:
     """Let an alias name another release, if that is intact and holds no deleted data."""
@@ -225,7 +219,7 @@ def retire(
         ),
     ] = None,
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     as_json: AsJson = False,
 ) -> None:
     """Remove checkpoints and earlier weights that hold deleted data and are kept no longer."""

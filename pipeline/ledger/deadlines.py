@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import datetime
+import functools
 
 from pipeline.errors import ConfigError
 
@@ -17,9 +18,10 @@ MORE_MONTHS = 2
 
 def time_text(when: datetime.datetime) -> str:
     """A moment as the ledger writes it: `2026-11-26T09:30:00.000000Z`."""
-    return when.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return when.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
+@functools.lru_cache(maxsize=4096)
 def moment(text: str, *, where: str) -> datetime.datetime:
     """A date or a time in ISO 8601, in UTC unless it says otherwise; a bare date is its beginning.
 
@@ -34,6 +36,7 @@ def moment(text: str, *, where: str) -> datetime.datetime:
         raise ConfigError(f"{where}: neither a date nor a time", "write e.g. 2026-11-26 or 2026-11-26T09:30:00Z") from None
 
 
+@functools.lru_cache(maxsize=4096)
 def add_months(when: str, months: int) -> str:
     """The same day and time so many months later, or the month's last day where it has no such day.
 

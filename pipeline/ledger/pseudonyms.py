@@ -6,7 +6,6 @@ The key is a file of 64 hexadecimal digits beside the ledger, never in it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import os
 import secrets
@@ -60,7 +59,7 @@ def read_key(path: str) -> bytes:
 
 def key_id(key: bytes) -> str:
     """16 hexadecimal digits by which a key is known without being told."""
-    return hmac.new(key, b"id\0", hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(key, b"id\0", "sha256").hex()[:16]
 
 
 def pseudonym(key: bytes, subject: str) -> str:
@@ -70,4 +69,4 @@ def pseudonym(key: bytes, subject: str) -> str:
 
 def keyed_digest(key: bytes, kind: str, text: str) -> str:
     """HMAC-SHA256 of `kind`, a zero byte and `text`, as 64 hexadecimal digits."""
-    return hmac.new(key, f"{kind}\0{text}".encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(key, f"{kind}\0{text}".encode(), "sha256").hex()

@@ -8,12 +8,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.decode import canonical
 from pipeline.errors import ConfigError
 from pipeline.ledger import history
 from pipeline.ledger.deadlines import MONTHS, MORE_MONTHS, add_months, moment, time_text
 from pipeline.ledger.pseudonyms import keyed_digest, pseudonym
-from pipeline.ledger.schema import BATCH, BATCH_REQUEST, REQUEST, REQUEST_VALUE
+from pipeline.ledger.schema import BATCH, BATCH_REQUEST, CLOSED, OPEN, REQUEST, REQUEST_VALUE
 from pipeline.ledger.states import FINAL, REQUEST_MOVES, ForbiddenMove, refuse_move
 from pipeline.ledger.store import Transaction
 from pipeline.records import record
@@ -22,9 +21,11 @@ __all__ = [
     "KINDS",
     "Answer",
     "Submission",
+    "check_form",
     "counts",
     "extend",
     "find",
+    "known",
     "listing",
     "move",
     "prepare",
@@ -69,13 +70,11 @@ class Answer:
     repeats: int
 
 
-def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "request") -> tuple[dict[str, Any], list[str]]:
-    """The row of a submission, without what depends on the ledger's other rows, and its values, each once and in order.
+def check_form(submission: Submission, *, where: str = "request") -> list[str]:
+    """The values of a submission as the ledger keeps them: stripped, each once, in order.
 
     Args:
         submission: as it came in.
-        secret: the pseudonym key.
-        now: when, where it does not say when it was received.
         where: named in messages, which never quote values, subjects or notes.
 
     Raises:
@@ -85,15 +84,30 @@ def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "re
         raise ConfigError(f"{where}: kind: none of {', '.join(KINDS)}", "name the kind of the values")
     if submission.copies not in COPIES:
         raise ConfigError(f"{where}: copies: none of {', '.join(COPIES)}", "leave it out, or choose one")
-    if not submission.line or len(submission.line) > 255:
-        raise ConfigError(f"{where}: line: empty or longer than 255 characters", "name the run that the request is meant for")
-    if submission.request_id and not OWN_ID.fullmatch(submission.request_id):
-        raise ConfigError(
-            f"{where}: request_id: not a name", "use 1 to 64 letters, digits, '.', '_' and '-', and no personal data"
-        )
+    if not submission.line or len(submission.line) > 255 or "\0" in submission.line:
+        raise ConfigError(f"{where}: line: empty, or no name of at most 255 characters", "name the run that it is meant for")
+    if submission.request_id and (not OWN_ID.fullmatch(submission.request_id) or submission.request_id.startswith("r-")):
+        cure = "use 1 to 64 letters, digits, '.', '_' and '-' without personal data; names in r- are the ledger's own"
+        raise ConfigError(f"{where}: request_id: not a name", cure)
     values = sorted({_value(submission.kind, value, where) for value in submission.values})
     if not values:
         raise ConfigError(f"{where}: empty: no value", "name at least one key, label, prefix or digest")
+    return values
+
+
+def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "request") -> tuple[dict[str, Any], list[str]]:
+    """The row of a submission, without what depends on the ledger's other rows, and its values, each once and in order.
+
+    Args:
+        submission: as it came in.
+        secret: the pseudonym key.
+        now: when, where it does not say when it was received.
+        where: named in messages.
+
+    Raises:
+        ConfigError: empty or malformed.
+    """
+    values = check_form(submission, where=where)
     received = time_text(moment(submission.received_at, where=f"{where}: received_at")) if submission.received_at else now
     if received > now:
         raise ConfigError(f"{where}: received_at: in the future", "write when the request came in")
@@ -102,9 +116,9 @@ def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "re
         raise ConfigError(f"{where}: due_at: before the request was received", "write a later date, or leave it out")
     subject = pseudonym(secret, submission.subject)
     values_digest = keyed_digest(secret, "values", "\0".join(values))
-    identity = canonical([submission.line, submission.kind, values_digest, subject]).decode()
+    identity = "\0".join((submission.line, submission.kind, values_digest, subject))
     row = {
-        **{"request_id": submission.request_id, "fingerprint": keyed_digest(secret, "request", identity)},
+        **{"request_id": submission.request_id, "fingerprint": keyed_digest(secret, "request", identity)[:32]},
         **{"line": submission.line, "subject": subject, "kind": submission.kind, "copies": submission.copies},
         **{"values_digest": values_digest, "values_count": len(values), "basis": submission.basis, "note": submission.note},
         **{"received_at": received, "queued_at": now, "due_at": due, "extended_from": None},
@@ -143,16 +157,11 @@ def submit(tx: Transaction, submission: Submission, *, checked: bool = False, ag
         ConfigError: empty or malformed, its name is another request's, or it asks for other `copies` than the open one.
     """
     row, values = prepare(submission, tx.secret, tx.now)
-    same = (
-        tx.execute(sa.select(REQUEST).where(REQUEST.c.fingerprint == row["fingerprint"]).order_by(REQUEST.c.entry.desc()))
-        .mappings()
-        .all()
-    )
-    current = next((old for old in same if old["state"] not in FINAL), None) or (same[0] if same and not again else None)
-    if current is not None:
-        return _fold(tx, dict(current), row)
-    suffix = f"-{len(same) + 1}" if same else ""
-    row["request_id"] = row["request_id"] or f"r-{row['fingerprint'][:16]}{suffix}"
+    same = known(tx, [row["fingerprint"]])
+    current = same.get(row["fingerprint"])
+    if current is not None and not (again and current["state"] in FINAL):
+        return _fold(tx, current, row)
+    row["request_id"] = row["request_id"] or f"r-{tx.seq + 1:06d}"
     if find(tx, row["request_id"]) is not None:
         raise ConfigError(f"request {row['request_id']}: the ledger has another request of this name", "choose another name")
     row["state"], row["entry"] = "queued" if checked else "received", tx.seq + 1
@@ -161,6 +170,15 @@ def submit(tx: Transaction, submission: Submission, *, checked: bool = False, ag
     told = ("line", "kind", "values_count", "copies", "basis", "subject", "received_at", "due_at", "state")
     history.append(tx, "request", row["request_id"], "received", {name: row[name] for name in told})
     return Answer(request_id=row["request_id"], new=True, state=row["state"], due_at=row["due_at"], repeats=0)
+
+
+def known(tx: Transaction, fingerprints: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The rows of the requests with these fingerprints: of each the open one, else the last that was closed."""
+    found: dict[str, dict[str, Any]] = {}
+    for state in (CLOSED, OPEN):
+        query = sa.select(REQUEST).where(tx.any_of(REQUEST.c.fingerprint, fingerprints), state).order_by(REQUEST.c.entry)
+        found |= {row["fingerprint"]: dict(row) for row in tx.execute(query).mappings()}
+    return found
 
 
 def _fold(tx: Transaction, current: Mapping[str, Any], row: Mapping[str, Any]) -> Answer:

@@ -13,11 +13,13 @@ __all__ = [
     "ALIAS",
     "BATCH",
     "BATCH_REQUEST",
+    "CLOSED",
     "HEAD",
     "HISTORY",
     "METADATA",
     "MODEL",
     "MODEL_OBJECT",
+    "OPEN",
     "REQUEST",
     "REQUEST_VALUE",
     "VERSION",
@@ -76,24 +78,28 @@ BATCH = Table(
     Column("due_at", TIME, nullable=False),
     Column("requests_count", Integer, nullable=False),
     Column("requests_digest", SHA256, nullable=False),
-    Column("folder", Text, nullable=False, server_default=""),
-    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("folder", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
     Column("lease_owner", Text),
-    Column("lease_number", Integer, nullable=False, server_default="0"),
+    Column("lease_number", Integer, nullable=False),
     Column("lease_until", TIME),
     Column("next_try_at", TIME),
     Column("jobs", JSON),
-    Column("failure", Text, nullable=False, server_default=""),
+    Column("failure", Text, nullable=False),
     Index(None, "state"),
 )
 
-_OPEN = "state NOT IN ('released', 'withdrawn', 'refused')"
+CLOSED = sa.text("state IN ('released', 'withdrawn', 'refused')")
+OPEN = sa.text("state NOT IN ('released', 'withdrawn', 'refused')")
+"""Requests in a final state and all others. Of the open ones no two are the same; a query that says so in these words finds them
+by the index."""
+_BATCHED = sa.text("batch_id IS NOT NULL")
 
 REQUEST = Table(
     "request",
     METADATA,
     Column("request_id", NAME, primary_key=True),
-    Column("fingerprint", SHA256, nullable=False),
+    Column("fingerprint", String(32), nullable=False),
     Column("line", String(255), nullable=False),
     Column("subject", String(34), nullable=False),
     Column("kind", String(16), nullable=False),
@@ -111,10 +117,10 @@ REQUEST = Table(
     Column("attempts", Integer, nullable=False),
     Column("repeats", Integer, nullable=False),
     Column("entry", Integer, nullable=False),
-    Index(None, "fingerprint"),
-    Index("uq_request_open", "fingerprint", unique=True, sqlite_where=sa.text(_OPEN), postgresql_where=sa.text(_OPEN)),
+    Index("uq_request_open", "fingerprint", unique=True, sqlite_where=OPEN, postgresql_where=OPEN),
+    Index("ix_request_closed", "fingerprint", sqlite_where=CLOSED, postgresql_where=CLOSED),
     Index(None, "line", "state", "due_at"),
-    Index(None, "batch_id"),
+    Index("ix_request_batch_id", "batch_id", sqlite_where=_BATCHED, postgresql_where=_BATCHED),
     Index(None, "subject"),
 )
 """`entry` is the history entry that tells of the request's arrival: its own, or that of a whole import. `received_at` is when the

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import getpass
+import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ DEFAULT_URL = "sqlite:///unlearn-ledger.sqlite"
 URL_VARIABLE, KEY_VARIABLE = "UNLEARN_LEDGER", "UNLEARN_PSEUDONYM_KEY"
 BUSY_SECONDS = 120
 """How long to wait for another writer: longer than an import of a million rows."""
+CACHE_KIB = 64 * 1024
+"""Pages of the file that SQLite keeps in memory: the indexes of a million requests."""
 MIGRATION_LOCK = 5_077_310_221
 """PostgreSQL's advisory lock that whoever makes or changes tables holds."""
 _WRITES = "ledger_writes"
@@ -72,6 +76,19 @@ class Transaction:
             message = f"{self.ledger.key_file}: another pseudonym key than the ledger's"
             raise ConfigError(message, "name the file that was made with this ledger: --pseudonym-key")
         return key
+
+    def any_of(self, column: sa.Column[Any], texts: Collection[str]) -> sa.ColumnElement[bool]:
+        """The condition that a column is one of many texts, handed over as one parameter."""
+        if self.connection.dialect.name == "postgresql":
+            return column == sa.any_(sa.literal(list(texts), sa.ARRAY(sa.Text)))
+        listed = sa.func.json_each(json.dumps(list(texts))).table_valued("value")
+        return column.in_(sa.select(listed.c.value))
+
+    def insert(self, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert many rows, each a tuple in the order of `columns`, without what SQLAlchemy does for each row."""
+        mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
+        text = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join(mark for _ in columns)})"  # noqa: S608
+        self.connection.exec_driver_sql(text, list(rows))
 
     def execute(self, statement: sa.Executable, rows: Any = None) -> sa.CursorResult[Any]:
         """Run a statement of SQLAlchemy; `rows` are its parameters: one mapping, or a list of them."""
@@ -231,7 +248,9 @@ def _engine(address: sa.URL) -> sa.Engine:
 
 def _settle_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # Python's sqlite3 would begin by itself, and too late.
-    for pragma in ("foreign_keys = ON", "synchronous = FULL"):
+    # Bytes that are no text must not hide from the check of the history which entry holds them.
+    connection.text_factory = functools.partial(str, encoding="utf-8", errors="surrogateescape")
+    for pragma in ("foreign_keys = ON", "synchronous = FULL", f"cache_size = -{CACHE_KIB}"):
         connection.execute(f"PRAGMA {pragma}")
 
 

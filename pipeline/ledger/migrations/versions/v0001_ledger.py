@@ -10,6 +10,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+CLOSED = sa.text("state IN ('released', 'withdrawn', 'refused')")
+BATCHED = sa.text("batch_id IS NOT NULL")
 OPEN = sa.text("state NOT IN ('released', 'withdrawn', 'refused')")
 REFUSAL = "rows of this table are never changed or removed"
 APPEND_ONLY = ("history", "alias")
@@ -42,14 +44,14 @@ def _tables() -> None:
         sa.Column("due_at", sa.String(length=27), nullable=False),
         sa.Column("requests_count", sa.Integer(), nullable=False),
         sa.Column("requests_digest", sa.String(length=64), nullable=False),
-        sa.Column("folder", sa.Text(), server_default="", nullable=False),
-        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("folder", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("lease_owner", sa.Text(), nullable=True),
-        sa.Column("lease_number", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("lease_number", sa.Integer(), nullable=False),
         sa.Column("lease_until", sa.String(length=27), nullable=True),
         sa.Column("next_try_at", sa.String(length=27), nullable=True),
         sa.Column("jobs", sa.JSON(), nullable=True),
-        sa.Column("failure", sa.Text(), server_default="", nullable=False),
+        sa.Column("failure", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("batch_id", name=op.f("pk_batch")),
     )
     op.create_index(op.f("ix_batch_state"), "batch", ["state"], unique=False)
@@ -98,7 +100,7 @@ def _tables() -> None:
     op.create_table(
         "request",
         sa.Column("request_id", sa.String(length=64), nullable=False),
-        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("fingerprint", sa.String(length=32), nullable=False),
         sa.Column("line", sa.String(length=255), nullable=False),
         sa.Column("subject", sa.String(length=34), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
@@ -119,8 +121,8 @@ def _tables() -> None:
         sa.ForeignKeyConstraint(["batch_id"], ["batch.batch_id"], name=op.f("fk_request_batch_id_batch")),
         sa.PrimaryKeyConstraint("request_id", name=op.f("pk_request")),
     )
-    op.create_index(op.f("ix_request_batch_id"), "request", ["batch_id"], unique=False)
-    op.create_index(op.f("ix_request_fingerprint"), "request", ["fingerprint"], unique=False)
+    op.create_index("ix_request_batch_id", "request", ["batch_id"], sqlite_where=BATCHED, postgresql_where=BATCHED)
+    op.create_index("ix_request_closed", "request", ["fingerprint"], sqlite_where=CLOSED, postgresql_where=CLOSED)
     op.create_index(op.f("ix_request_line_state_due_at"), "request", ["line", "state", "due_at"], unique=False)
     op.create_index(op.f("ix_request_subject"), "request", ["subject"], unique=False)
     op.create_index("uq_request_open", "request", ["fingerprint"], unique=True, sqlite_where=OPEN, postgresql_where=OPEN)
