@@ -138,8 +138,11 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
     promotion = None
     if wish.alias:
         promotion = passed_on(line, wish.alias, version) or move(
-            line, wish.alias, made, known, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
+            line, wish.alias, made, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
         )
+    if ledger is not None:
+        # Only now: with an alias that may not move, the old model stays in force, and nothing counts as forgotten.
+        _settle(ledger, made)
     return Outcome(release=made, line=line, known=known, new=new, approved=needed, promotion=promotion)
 
 
@@ -272,3 +275,10 @@ def _record(ledger: Ledger, folder: str, manifest: Manifest, made: Released) -> 
     )
     with ledger.write() as tx:
         record_model(tx, model)
+
+
+def _settle(ledger: Ledger, made: Released) -> None:
+    from pipeline.ledger.releases import release_batch
+
+    with ledger.write() as tx:
+        release_batch(tx, made.batch, version=made.version, model_id=made.weights)

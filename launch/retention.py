@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from launch.released import Released, holds
+from launch.released import Released
 from pipeline.aliases import in_force, names
 from pipeline.bundle import names_below
 from pipeline.decode import canonical, decode, digest
@@ -118,7 +118,7 @@ def kept(line: str, known: Mapping[str, Released]) -> list[Item]:
         if left:
             items.append(Item(kind="checkpoints", folder=policy.run, version=policy.version, files=left, **same))
         for other in sorted(known.values(), key=lambda item: item.version):
-            if other.version == policy.version or policy.batch not in holds(other, [known[policy.version]]):
+            if other.version == policy.version or policy.batch in other.batches:
                 continue
             files = tuple(name for name in names_below(other.folder) if name.startswith(WEIGHTS))
             if files and not any(item.folder == other.folder for item in items):

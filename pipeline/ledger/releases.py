@@ -25,6 +25,7 @@ __all__ = [
     "record_model",
     "record_new_secret",
     "record_retired",
+    "release_batch",
     "released_batches",
     "take_back",
 ]
@@ -67,7 +68,7 @@ def released_batches(tx: Transaction, line: str) -> set[str]:
 
 
 def record_model(tx: Transaction, model: Model, *, kept_until: str | None = None) -> str:
-    """Write down a released model, what it saw, and that its batch is released.
+    """Write down a published model and what it saw.
 
     Args:
         tx: a transaction that writes.
@@ -92,9 +93,14 @@ def record_model(tx: Transaction, model: Model, *, kept_until: str | None = None
             tx.execute(sa.update(MODEL).where(MODEL.c.model_id == model.model_id).values(changed))
         detail = {"model": model.model_id, "batch": model.batch, "verdict": model.verdict, "parent": parent}
         history.append(tx, "release", f"{model.line}/{model.version}", "released", {**detail, "kept_until": kept_until})
-    if batch and batch["state"] == "evaluated":
-        batches.move(tx, batch["batch_id"], "released", detail={"release": model.version, "model": model.model_id})
     return str(batch["batch_id"]) if batch else ""
+
+
+def release_batch(tx: Transaction, batch_digest: str, *, version: str, model_id: str) -> None:
+    """Let a batch whose run was evaluated count as released; nothing happens to one that is further, or unknown."""
+    batch = batch_of(tx, batch_digest)
+    if batch and batch["state"] == "evaluated":
+        batches.move(tx, batch["batch_id"], "released", detail={"release": version, "model": model_id})
 
 
 def known_model(tx: Transaction, model_id: str) -> bool:

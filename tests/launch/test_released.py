@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.released import Released, holds, line_folder, named, read_release, releases
+from launch.released import holds, line_folder, named, read_release, releases
 from pipeline.bundle import STATEMENT_FILE
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.signing import make_keys, read_public, seal, unseal
@@ -63,9 +63,9 @@ def test_a_statement_in_the_folder_of_another_release_is_named(shop: Place, bund
 def test_a_release_holds_what_was_released_and_it_did_not_unlearn(shop: Place) -> None:
     (first,) = releases(str(shop.line)).values()
     second = dataclasses.replace(first, version="v2", batch="b2", batches=("b2", first.batch))
-    known: list[Released] = [first, second]
-    assert holds(second, known) == () and holds(first, known) == ("b2",)
-    assert holds(second, known, {"b3", "b2", ""}) == ("b3",)
+    both = {first.batch, "b2"}
+    assert holds(second, both) == () and holds(first, both) == ("b2",)
+    assert holds(second, {"b4", "b3", "b2", ""}) == ("b3", "b4")
 
 
 def test_unknown_releases_and_names_are_refused(shop: Place) -> None:

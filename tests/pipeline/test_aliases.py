@@ -12,10 +12,18 @@ from typing import Any
 import pytest
 
 from pipeline import aliases as module
-from pipeline.aliases import Change, change, changes, in_force, names, point, safe_name
+from pipeline.aliases import Change, change, changes, in_force, named_batches, names, point, safe_name
 from pipeline.errors import ConfigError, IntegrityError, StorageError
 
-TOLD: dict[str, Any] = {"act": "promoted", "by": "t", "reason": "", "approved": False, "at": "2026-01-01"}
+TOLD: dict[str, Any] = {
+    "act": "promoted",
+    "by": "t",
+    "reason": "",
+    "approved": False,
+    "at": "2026-01-01",
+    "weights": "w",
+    "statement": "s",
+}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -24,7 +32,7 @@ def line(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def step(line: str, version: str, name: str = "live") -> Change:
-    return change(line, name, version, "w", "s", before=in_force(line, name), **TOLD)
+    return change(line, name, before=in_force(line, name), **TOLD, version=version, batch=f"b of {version}")
 
 
 def test_the_last_change_is_in_force_and_the_one_file_repeats_it(line: str) -> None:
@@ -37,6 +45,7 @@ def test_the_last_change_is_in_force_and_the_one_file_repeats_it(line: str) -> N
     assert json.loads(module.read_bytes(module.join(line, "aliases", "live.json")))["number"] == 3
     step(line, "v1", "test")
     assert names(line) == ["live", "test"]
+    assert named_batches(line) == {"b of v1", "b of v2"}
 
 
 def test_of_many_hosts_that_change_it_at_once_one_wins(line: str) -> None:
@@ -46,7 +55,7 @@ def test_of_many_hosts_that_change_it_at_once_one_wins(line: str) -> None:
     def host(number: int) -> None:
         barrier.wait()
         try:
-            won.append(change(line, "live", f"v{number}", "w", "s", before=before, **TOLD))
+            won.append(change(line, "live", before=before, **TOLD, version=f"v{number}", batch="b"))
         except StorageError as fault:
             lost.append(fault.message)
 

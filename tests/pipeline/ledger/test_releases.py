@@ -17,6 +17,7 @@ from pipeline.ledger.releases import (
     record_model,
     record_new_secret,
     record_retired,
+    release_batch,
     released_batches,
     take_back,
 )
@@ -38,10 +39,15 @@ def evaluated(ledger: Ledger, line: str = "faces", label: str = "one") -> str:
     return name
 
 
-def model(tx: Transaction, batch: str, **over: object) -> Model:
-    settled = {"model_id": "a" * 64, "line": "faces", "version": "v1", "batch": batches.find(tx, batch)["requests_digest"]}
+def model(tx: Transaction, name: str, **over: object) -> Model:
+    settled = {"model_id": "a" * 64, "line": "faces", "version": "v1", "batch": batches.find(tx, name)["requests_digest"]}
     settled |= {"folder": "runs/x", "uri": "rel/faces/v1", "verdict": "passed", "parent": None, "digests": {"statement": "d"}}
     return Model(**{**settled, "trained": (SHARD, SHARD), "forgotten": (SHARD,), **over})  # type: ignore[arg-type]
+
+
+def released(tx: Transaction, made: Model) -> None:
+    record_model(tx, made)
+    release_batch(tx, made.batch, version=made.version, model_id=made.model_id)
 
 
 def told(ledger: Ledger, what: str = "release") -> list[tuple[str, str]]:
@@ -54,6 +60,8 @@ def test_a_release_is_written_down_once_and_its_batch_is_released(ledger: Ledger
     for _ in range(2):
         with ledger.write() as tx:
             assert record_model(tx, model(tx, name)) == name
+            assert batches.find(tx, name)["state"] in ("evaluated", "released")
+            released(tx, model(tx, name))
     with ledger.read() as tx:
         assert tx.execute(sa.select(sa.func.count()).select_from(MODEL)).scalar() == 1
         rows = tx.execute(sa.select(MODEL_OBJECT.c.role, MODEL_OBJECT.c.sha256).order_by(MODEL_OBJECT.c.role)).all()
@@ -91,8 +99,8 @@ def test_an_alias_has_a_row_a_change(ledger: Ledger) -> None:
 def test_a_roll_back_sends_requests_back_to_the_queue(ledger: Ledger) -> None:
     first, second = evaluated(ledger), evaluated(ledger, label="two")
     with ledger.write() as tx:
-        record_model(tx, model(tx, first))
-        record_model(tx, model(tx, second, model_id="b" * 64, version="v2"))
+        released(tx, model(tx, first))
+        released(tx, model(tx, second, model_id="b" * 64, version="v2"))
         digest = batches.find(tx, second)["requests_digest"]
         assert take_back(tx, [digest, "0" * 64], reason="live names v1") == [second]
         assert take_back(tx, [digest], reason="again") == []
