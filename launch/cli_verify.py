@@ -57,7 +57,8 @@ def _verify_run(folder: str, as_json: bool) -> None:
     if not as_json:
         elsewhere = f"; {found.remote} shards on other storage not fetched" if found.remote else ""
         gone = f"; {found.erased} versions of files were erased, and are gone" if found.erased else ""
-        print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}")
+        kept = f"; {found.retired} files were retired, and are gone" if found.retired else ""
+        print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}{kept}")
         print("receipts and digests intact; unsigned")
 
 

@@ -93,7 +93,7 @@ def test_a_run_still_verifies_and_what_came_back_is_named(run: Path, shop: Place
     keep(str(shop.line), next(iter(known.values())), str(run), days=0, now=NOW)
     retire(str(shop.line), known, by="t", now=NOW)
     named = [fault for fault in verify(str(run)).faults if "checkpoints" in fault]
-    assert named == []
+    assert named == [] and verify(str(run)).retired == len(HELD)
     (run / HELD[0]).write_bytes(b"back")
     assert any("still there, although retired.json says" in fault for fault in verify(str(run)).faults)
     sealed = json.loads((run / RETIRED).read_text())
