@@ -10,6 +10,7 @@ import typer.testing
 from launch.cli import app
 from launch.cli_verify import release_lines
 from launch.verify_bundle import verify_release
+from pipeline.ledger.store import open_ledger
 from tests.launch.test_cli_release import unlearn
 from tests.support.finished import FORGOTTEN
 from tests.support.releasing import Place
@@ -55,6 +56,15 @@ def test_whether_an_image_was_forgotten(shop: Place, bundle: Path) -> None:
     answers = {unlearn("verify", str(bundle), *secret, "--image-key", key).stderr for key in (KEY, "s0/img0", "none at all")}
     assert len(answers) == 1 and "another secret" in answers.pop()
     assert not any(KEY in result.output for result in (yes, no, piped, gone))
+
+
+def test_a_ledger_is_held_against_the_release(room: Place, usual: Path) -> None:
+    url, other = (f"sqlite:///{room.base}/{name}.sqlite" for name in ("own", "other"))
+    with open_ledger(url) as ledger, open_ledger(other, actor="someone else"):
+        folder = room.send(usual, ledger).release.folder
+    assert unlearn("verify", folder, "--ledger", url).exit_code == 0
+    done = unlearn("verify", folder, "--ledger", other)
+    assert done.exit_code == 3 and "not what it was when this was released" in done.stderr
 
 
 def test_what_belongs_together_is_given_together(shop: Place, bundle: Path, usual: Path) -> None:
