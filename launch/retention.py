@@ -73,7 +73,7 @@ def holders(run: str) -> tuple[str, ...]:
     return tuple(f"checkpoints/{name}" for name in names_below(join(run, "checkpoints")) if name.split("/")[0] not in CLEAN)
 
 
-def keep(line: str, release: Released, run: str, *, days: int, now: str) -> Kept:
+def keep(line: str, release: Released, run: str, *, days: int, now: str, ledger: Ledger | None = None) -> Kept:
     """Write down until when the checkpoints of a release's run are kept; what was written before stands.
 
     Args:
@@ -82,13 +82,19 @@ def keep(line: str, release: Released, run: str, *, days: int, now: str) -> Kept
         run: its run folder.
         days: from `now` on.
         now: UTC, ISO 8601.
+        ledger: in which the date is written down; the release must be in it.
     """
     until = (datetime.datetime.fromisoformat(now) + datetime.timedelta(days=days)).date().isoformat()
     made = Kept(version=release.version, batch=release.batch, run=run, files=holders(run), kept_until=until)
     uri = join(line, "retention", f"{release.version}.json")
-    if create_bytes(uri, canonical(made)):
-        return made
-    return _read(uri)
+    if not create_bytes(uri, canonical(made)):
+        made = _read(uri)
+    if ledger is not None:
+        from pipeline.ledger.releases import record_kept
+
+        with ledger.write() as tx:
+            record_kept(tx, release.line, release.version, model_id=release.weights, kept_until=made.kept_until)
+    return made
 
 
 def _read(uri: str) -> Kept:

@@ -154,6 +154,16 @@ def test_retire_lists_asks_and_removes(shop: Place, finished: Path, bundle: Path
     assert not (finished / "checkpoints/original/model.safetensors").exists()
 
 
+def test_the_list_says_what_names_a_release_and_what_it_may_hold(shop: Place, wider: Path, bundle: Path) -> None:
+    second = shop.send(wider, alias="production").release
+    where = ("releases", "--to", shop.to, "--line", "tiny", "--key", f"{shop.base}/signer.pub")
+    found = {item["version"]: item for item in json.loads(unlearn(*where, "--json").stdout)}
+    assert (found[bundle.name]["aliases"], found[bundle.name]["holds"]) == ([], [second.batch])
+    assert (found[second.version]["aliases"], found[second.version]["holds"]) == (["production"], [])
+    told = unlearn(*where)
+    assert told.exit_code == 0 and second.version in told.stdout and "1 batches" in told.stdout
+
+
 def test_no_ledger_is_made_by_the_way(tmp_path: Path) -> None:
     with given_ledger("") as ledger:
         assert ledger is None

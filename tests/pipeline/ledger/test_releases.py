@@ -14,6 +14,7 @@ from pipeline.ledger.releases import (
     line_of,
     record_alias,
     record_destroyed,
+    record_kept,
     record_model,
     record_new_secret,
     record_retired,
@@ -112,13 +113,15 @@ def test_a_roll_back_sends_requests_back_to_the_queue(ledger: Ledger) -> None:
 def test_what_was_retired_has_its_date_once_and_an_entry_each_time(ledger: Ledger) -> None:
     name = evaluated(ledger)
     with ledger.write() as tx:
-        record_model(tx, model(tx, name), kept_until="2026-03-03")
+        record_model(tx, model(tx, name))
+        for date in ("2026-03-03", "2027-01-01"):
+            record_kept(tx, "faces", "v1", model_id="a" * 64, kept_until=date)
         record_retired(tx, "faces", "v1", model_id="a" * 64, files=2, weights=False)
         assert tx.execute(sa.select(MODEL.c.removed_at)).scalar() is None
         record_retired(tx, "faces", "v1", model_id="a" * 64, files=1, weights=True)
         removed, kept_until = tuple(tx.execute(sa.select(MODEL.c.removed_at, MODEL.c.kept_until)).one())
         assert removed == tx.now and kept_until == "2026-03-03"
-    assert told(ledger)[1:] == [("faces/v1", "retired")] * 2
+    assert told(ledger)[1:] == [("faces/v1", "kept"), *[("faces/v1", "retired")] * 2]
 
 
 def test_a_destroyed_secret_and_its_successor_are_written_down(ledger: Ledger, tmp_path: object) -> None:
