@@ -241,7 +241,7 @@ def _engine(address: sa.URL) -> sa.Engine:
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     try:
-        return sa.create_engine(address, hide_parameters=True, pool_size=2, pool_pre_ping=True)
+        return sa.create_engine(address, hide_parameters=True, pool_size=2, pool_pre_ping=True, isolation_level="READ COMMITTED")
     except ImportError:
         raise ConfigError("--ledger: PostgreSQL's driver is not installed", "pip install 'i2i-unlearn[postgres]'") from None
 
