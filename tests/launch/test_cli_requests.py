@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def refused(code: int, *words: str) -> str:
     return result.stderr
 
 
-def test_a_request_goes_its_way(looked: list[Looked | None]) -> None:
+def test_a_request_goes_its_way(looked: list[Looked | None], ledger_url: str) -> None:
     looked.append(Looked(images=1, training=1000))
     first = told("requests", "add", "demo", *PERSONAL)
     assert (first["new"], first["state"], first["images"]) == (True, "queued", 1)
@@ -90,7 +91,11 @@ def test_what_is_shown_and_what_only_with_a_word(looked: list[Looked | None]) ->
     assert not any(mark in json.dumps(told("requests", "show", name)) for mark in SECRETS)
 
 
-def test_planted_marks_are_in_no_message_list_or_history(looked: list[Looked | None], tmp_path: Path) -> None:
+def test_planted_marks_are_in_no_message_list_log_or_history(
+    looked: list[Looked | None], ledger_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, logger="sqlalchemy")  # it tells each statement, and on wish each row that it reads
     looked.append(Looked(images=0, training=9, unknown=1, first=1, kind="key"))
     heard = [refused(2, "requests", "add", "demo", *PERSONAL)]
     looked.append(Looked(images=9, training=9))
@@ -108,6 +113,7 @@ def test_planted_marks_are_in_no_message_list_or_history(looked: list[Looked | N
         heard += [said(*words) if number == 0 else unlearn(*words).output]
     heard += [said("requests", "list"), said("requests", "list", "--json"), said("ledger", "check")]
     assert not any(mark in text for text in heard for mark in ("MARKER-", "MARKER SUBJECT")), heard
+    assert "MARKER" not in caplog.text and "INSERT INTO request" in caplog.text
     with open_ledger("", create=False) as opened:
         from pipeline.ledger import history
 
