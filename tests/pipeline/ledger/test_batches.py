@@ -227,7 +227,7 @@ ACTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6)), min_si
 
 
 @given(ACTS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_whatever_is_done_in_whatever_order_batches_and_requests_agree(acts: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder, open_ledger(f"sqlite:///{folder}/l.sqlite") as ledger:
         for what, number in acts:
