@@ -90,7 +90,7 @@ def check_form(submission: Submission, *, where: str = "request") -> list[str]:
         cure = "use 1 to 64 letters, digits, '.', '_' and '-' without personal data; names in r- are the ledger's own"
         raise ConfigError(f"{where}: request_id: not a name", cure)
     for name, text in (("subject", submission.subject), ("basis", submission.basis), ("note", submission.note)):
-        if "\0" in text or not _encodable(text):
+        if text and ("\0" in text or not _encodable(text)):
             raise ConfigError(f"{where}: {name}: no text", "write it in letters")
     values = sorted({_value(submission.kind, value, where) for value in submission.values})
     if not values:
