@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.test_cli_requests import own_folder, refused, said, told, unlearn
+from tests.support.ledger_commands import refused, said, told, unlearn
 
-__all__ = ["own_folder"]
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_a_ledger_is_made_once(tmp_path: Path) -> None:
