@@ -18,8 +18,8 @@ import yaml
 
 from launch.gate import Approval, refuse_unfit
 from launch.local import read_report
-from launch.promote import Promotion, move, passed_on
-from launch.released import Released, line_folder, read_release, releases
+from launch.promote import Promotion, move, passed_on, refuse_held
+from launch.released import Candidate, Released, line_folder, read_release, releases
 from launch.staging import staging
 from launch.verify import verify
 from pipeline.aliases import safe_name
@@ -122,8 +122,14 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
         version = version_name(str(report["run_id"]), files)
         target, new = join(line, version), version not in known
         if new:
+            lineage = _lineage(wish, folder, manifest, receipts, known, version)
+            if wish.alias:
+                # Before anything is published: what may not be named yet can be sent again, with what it lacked.
+                weights = str(report["provenance"]["weights"]["sha256"])
+                candidate = Candidate(version=version, weights=weights, batch=manifest.batch_digest, batches=lineage.batches)
+                refuse_held(line, wish.alias, candidate, approval=wish.approval, ledger=ledger)
             stated: dict[str, Any] = {
-                "lineage": _lineage(wish, folder, manifest, receipts, known, version),
+                "lineage": lineage,
                 "released_at": wish.now,
                 "forgotten": {"count": len(forgotten.digests), "secret": forgotten.secret} if forgotten else {"note": note},
                 "ledger": _head(ledger),
