@@ -6,7 +6,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 AZURITE := 3.35.0
-DEBIAN_PACKAGES := ceph-common ceph-mgr ceph-mon ceph-osd chromium dataset-fashion-mnist munge openclipart-png radosgw \
+DEBIAN_PACKAGES := ceph-common ceph-mgr ceph-mon ceph-osd chromium dataset-fashion-mnist munge openclipart-png postgresql radosgw \
     slurm-client slurm-wlm slurmctld slurmd
 
 .PHONY: demo test test-services test-chaos check bench clean debian-packages azurite

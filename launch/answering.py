@@ -11,7 +11,7 @@ import typer
 
 from pipeline.errors import UnlearnError
 
-__all__ = ["AsJson", "Overrides", "Run", "answering", "complain"]
+__all__ = ["AsJson", "KeyFile", "LedgerUrl", "Overrides", "Run", "answering", "complain"]
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A packaged run (see `unlearn list`) or a YAML file.")]
 Overrides = Annotated[
@@ -21,6 +21,23 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer with one line of JSON on standard output.")]
+
+LedgerUrl = Annotated[
+    str,
+    typer.Option(
+        "--ledger", metavar="URL", envvar="UNLEARN_LEDGER", show_default=False, help="sqlite:///FILE or postgresql://..."
+    ),
+]
+KeyFile = Annotated[
+    str,
+    typer.Option(
+        "--pseudonym-key",
+        metavar="FILE",
+        envvar="UNLEARN_PSEUDONYM_KEY",
+        show_default=False,
+        help="The ledger's pseudonym key; by default beside it.",
+    ),
+]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
 from pipeline.records import RequestBatch, record
+from pipeline.request_orders import LikenessOrder, LookupOrder
 
 __all__ = [
     "ACTS",
@@ -362,6 +363,8 @@ class PictureAnswer:
 ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
+    "lookup": LookupOrder,
+    "likeness": LikenessOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
     "compare": CompareOrder,

@@ -14,8 +14,12 @@ from launch.local import run_chain
 from launch.torchrun import JobSpec, Resources
 from pipeline.chain import StageSpec
 from pipeline.config import RunConfig, read_batch, resolve, run_folder
+from pipeline.ledger.refusals import Looked
 from pipeline.records import RequestBatch
+from pipeline.request_orders import LikenessAnswer, LookupAnswer
 from tests.launch.fake_slurm import FakeSlurm
+from tests.support.finished import GROUPS
+from tests.support.releasing import WIDER, Place, moved, other_run, place, usual_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -88,3 +92,67 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.setattr(queue, "_client", fake)
     monkeypatch.setattr(queue, "require", lambda: None)
     return fake
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, with no ledger named but the one that lies there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("UNLEARN_LEDGER", "UNLEARN_PSEUDONYM_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Looked | None]:
+    """What the index is made to say, last in the list; no worker is started."""
+    says: list[Looked | None] = [None]
+    answers = {
+        "lookup": lambda order: LookupAnswer(looked=says[-1]),
+        "likeness": lambda order: LikenessAnswer(hashes=tuple("0f" * 8 if file.endswith(".png") else "" for file in order.files)),
+    }
+    monkeypatch.setattr("launch.acts.carry_out", lambda act, order, answer, to_stderr=False: answers[act](order))
+    return says
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that may be released; never to be changed."""
+    return usual_run(tmp_path_factory.mktemp("usual"))
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of another batch on the same images; never to be changed."""
+    return other_run(tmp_path_factory.mktemp("other"))
+
+
+@pytest.fixture(scope="session")
+def wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that forgot all that `usual` did, and more; never to be changed."""
+    return other_run(tmp_path_factory.mktemp("wider"), requests=WIDER, groups=GROUPS, model=b"wider" * 1000)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Place:
+    """A key, a secret, and a folder for releases with nothing in it."""
+    return place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _released(usual: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    made = place(tmp_path_factory.mktemp("released"))
+    made.send(usual, alias="production")
+    return made
+
+
+@pytest.fixture
+def shop(_released: Place, tmp_path: Path) -> Place:
+    """The same with the usual run released, under the alias `production`."""
+    return moved(_released, tmp_path / "a shop")
+
+
+@pytest.fixture
+def bundle(shop: Place) -> Path:
+    """The folder of that release."""
+    (folder,) = shop.line.glob("tiny-*")
+    return folder

@@ -1,0 +1,1 @@
+"""How ledgers of older versions become one of this version, as an Alembic script directory."""

@@ -1,0 +1,1 @@
+"""One file a version of the ledger's tables, oldest first."""
