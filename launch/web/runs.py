@@ -1,0 +1,234 @@
+"""Run folders for people: which stage a run is in and how far, its losses, its report, and what it cost.
+
+What is read: receipts, metrics, the line of progress in a stage's log, and a finished run's report. Texts of a log are not shown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.addresses import absolute, is_local, join
+from pipeline.chain import PHASES, StageSpec, chain_for, read_receipt
+from pipeline.config import read_run
+from pipeline.errors import UnlearnError
+from pipeline.remote import ask
+from pipeline.storage import exists, info, read_bytes, read_range, size
+
+__all__ = ["cost_of", "grids", "progress", "report_of", "run_folders", "summary"]
+
+NO_CURVE = ("step", "seconds", "images_per_second", "slowest_rank", "slowest_ratio")
+PROGRESS = re.compile(r"^([a-z.]+): step (\d+) of (\d+), ([\d,]+) images/s, (\d+) s left", flags=re.MULTILINE)
+TAIL_BYTES = 64 * 1024
+POINTS = 160
+WIDTH, HEIGHT = 300, 84
+GRID = re.compile(r"grid_(?:retain|\d{1,6})\.png")
+
+
+def run_folders(runs: str, also: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Names of the runs directly below a folder, and where each lies.
+
+    Args:
+        runs: folder or URI; one that is not there has no runs.
+        also: more of them, such as those that a ledger names, which may lie elsewhere.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    found = dict(also or {})
+    home = absolute(runs)
+    if exists(home):
+        scheme = "" if is_local(home) else f"{home.split('://', 1)[0]}://"
+        for entry in ask(home, "ls", detail=False):
+            uri = str(entry) if "://" in str(entry) else f"{scheme}{entry}"
+            found[uri.rstrip("/").rsplit("/", 1)[-1]] = uri.rstrip("/")
+    return {name: uri for name, uri in sorted(found.items()) if exists(join(uri, "config.yaml"))}
+
+
+def _json(uri: str) -> dict[str, Any]:
+    """A JSON object; empty where it is missing, half written or something else."""
+    try:
+        found = json.loads(read_bytes(uri)) if exists(uri) else {}
+    except (UnlearnError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def report_of(folder: str) -> dict[str, Any]:
+    """report.json of a run; empty: not written yet."""
+    return _json(join(folder, "report.json"))
+
+
+def grids(folder: str) -> list[str]:
+    """Names of the picture grids of a run."""
+    place = join(folder, "evaluation")
+    if not exists(place):
+        return []
+    names = [str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in ask(place, "ls", detail=False)]
+    return sorted(name for name in names if GRID.fullmatch(name))
+
+
+def _chain(folder: str) -> tuple[tuple[StageSpec, ...], str]:
+    """The stages of a run, and its configuration's name; none where that is of another version."""
+    try:
+        config = read_run(folder)
+        return chain_for(config), config.name
+    except UnlearnError:
+        return (), ""
+
+
+def _stages(folder: str, chain: tuple[StageSpec, ...]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for spec in chain:
+        row: dict[str, Any] = {"name": spec.name, "title": spec.title, "state": "not yet", "facts": {}, "ended_at": ""}
+        try:
+            receipt = read_receipt(folder, spec.name)
+        except UnlearnError:
+            receipt, row["state"] = None, "receipt damaged"
+        if receipt is not None:
+            row |= {"state": "done", "facts": dict(receipt.facts), "ended_at": receipt.ended_at}
+        rows.append(row)
+    # What has begun and has no receipt yet: the first that is missing after the last that is there.
+    done = [number for number, row in enumerate(rows) if row["state"] == "done"]
+    after = (done[-1] + 1) if done else 0
+    if after < len(rows) and rows[after]["state"] == "not yet":
+        rows[after] |= _under_way(folder, rows[after]["name"])
+    return rows
+
+
+def _under_way(folder: str, stage: str) -> dict[str, Any]:
+    """How far a stage without receipt is, by its log; `not yet` where it has not begun."""
+    log = join(folder, "logs", f"{stage}.log")
+    if not exists(log):
+        return {}
+    said: dict[str, Any] = {"state": "running", "signs": info(log).get("mtime")}
+    length = size(log)
+    text = bytes(read_range(log, max(0, length - TAIL_BYTES), length)).decode(errors="replace") if length else ""
+    lines = [found for found in PROGRESS.findall(text) if found[0] == stage]
+    if lines:
+        _, step, steps, rate, left = lines[-1]
+        said |= {"step": int(step), "steps": int(steps), "rate": float(rate.replace(",", "")), "left": float(left)}
+    return said
+
+
+def _curves(folder: str, chain: tuple[StageSpec, ...]) -> list[dict[str, Any]]:
+    """Losses of each phase that has metrics: a small line for each."""
+    drawn = []
+    for spec in chain:
+        uri = join(folder, "metrics", f"{spec.name}.jsonl")
+        if (spec.module in PHASES or spec.module in ("train", "retrain")) and exists(uri):
+            lines = _lines(uri)
+            names = dict.fromkeys(name for line in lines for name in line if name not in NO_CURVE)
+            drawn += [curve for name in names if (curve := _curve(spec.name, name, lines)) is not None]
+    return drawn
+
+
+def _lines(uri: str) -> list[dict[str, Any]]:
+    found = []
+    for text in read_bytes(uri).decode(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    return found
+
+
+def _curve(stage: str, name: str, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    pairs = [(line["step"], float(line[name])) for line in lines if isinstance(line.get(name), (int, float))]
+    pairs = [pair for pair in pairs if math.isfinite(pair[1])]
+    if len(pairs) < 2:
+        return None
+    last, low, high = pairs[-1], min(value for _, value in pairs), max(value for _, value in pairs)
+    kept = pairs[:: max(1, len(pairs) // POINTS)]
+    kept = kept if kept[-1] == last else [*kept, last]
+    first, span = pairs[0][0], (last[0] - pairs[0][0]) or 1
+    height = (high - low) or 1.0
+    points = " ".join(
+        f"{(step - first) / span * WIDTH:.1f},{4 + (high - value) / height * (HEIGHT - 8):.1f}" for step, value in kept
+    )
+    title = re.sub(r"_(\d+)$", lambda number: f", group {int(number[1]) + 1}", name).replace("_", " ")
+    facts = {"stage": stage, "title": title, "points": points, "first_step": first, "last_step": last[0]}
+    return {"id": f"{stage}.{name}", **facts, "last": last[1], "low": low, "high": high}
+
+
+def progress(name: str, folder: str) -> dict[str, Any]:
+    """All that is shown of one run.
+
+    Args:
+        name: of the run.
+        folder: where it lies.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    chain, line = _chain(folder)
+    stages = _stages(folder, chain)
+    return {
+        "name": name,
+        "folder": folder,
+        "line": line,
+        "stages": stages,
+        "curves": _curves(folder, chain),
+        "report": report_of(folder),
+        "page": exists(join(folder, "report.html")),
+        "grids": grids(folder),
+        **_state(stages),
+    }
+
+
+def _state(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    done = sum(row["state"] == "done" for row in stages)
+    now = next((row for row in stages if row["state"] == "running"), None)
+    state = "done" if stages and done == len(stages) else "running" if now else "begun"
+    return {"state": state, "done": done, "of": len(stages), "now": now}
+
+
+def summary(name: str, folder: str) -> dict[str, Any]:
+    """A run as lists show it: stages done, the one at work, and what the report says above all."""
+    chain, line = _chain(folder)
+    stages = _stages(folder, chain)
+    report = report_of(folder)
+    ended = max((row["ended_at"] for row in stages), default="")
+    told = {"headline": str(report.get("summary", "")), "verdict": _verdict(report), "page": exists(join(folder, "report.html"))}
+    return {
+        "name": name,
+        "folder": folder,
+        "line": line,
+        "ended_at": ended,
+        **told,
+        **_state(stages),
+        "cost": cost_of(report, stages),
+    }
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    verdict = report.get("verdict")
+    return str(verdict.get("outcome", "")) if isinstance(verdict, dict) else ""
+
+
+def cost_of(report: Mapping[str, Any], stages: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Sample gradients and seconds of unlearning and of retraining; None: not computed.
+
+    Args:
+        report: report.json, or nothing yet.
+        stages: as `progress` has them; their receipts speak where there is no report yet.
+    """
+    names = ("sample_gradients", "seconds", "retrain_sample_gradients", "retrain_seconds", "share")
+    told = report.get("cost")
+    if isinstance(told, dict):
+        return {name: value if isinstance(value := told.get(name), (int, float)) else None for name in names}
+    facts = {row["name"]: row["facts"] for row in stages if "sample_gradients" in row["facts"]}
+    mine = [facts[name] for name in PHASES if name in facts]
+    retrain = facts.get("retrain", {})
+    spent: dict[str, float | None] = {
+        "sample_gradients": sum(item["sample_gradients"] for item in mine) if mine else None,
+        "seconds": sum(item.get("seconds", 0.0) for item in mine) if mine else None,
+        "retrain_sample_gradients": retrain.get("sample_gradients"),
+        "retrain_seconds": retrain.get("seconds"),
+    }
+    return {**spent, "share": None}  # of a run that goes on, a share would be too small
