@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import cli_audit, cli_jobs, cli_ledger, cli_requests
+from launch import cli_audit, cli_jobs, cli_ledger, cli_requests, cli_serve
 from launch.answering import AsJson, Overrides, Run, answering
 from pipeline.errors import IntegrityError
 
@@ -370,6 +370,7 @@ def verify(
 cli_jobs.add_to(app)
 cli_audit.add_to(app)
 cli_requests.add_to(app)
+cli_serve.add_to(app)
 cli_ledger.add_to(app)
 
 

@@ -33,7 +33,7 @@ Link = Callable[..., str]
 """Page, name of what it is about, fields of a search -> address; empty: there is no such page."""
 
 
-def server_link(page: str, name: str = "", **query: Any) -> str:
+def server_link(page: str, name: str = "", /, **query: Any) -> str:
     """The address of a page on the server."""
     path = "/" if page == "queue" and not name else "/".join(("", page, *([quote(name, safe="")] if name else [])))
     given = {key: value for key, value in query.items() if value not in ("", None)}
@@ -50,12 +50,21 @@ def file_name(page: str, name: str = "", number: int = 1) -> str:
     return f"{stem}.html" if number <= 1 else f"{stem}-page-{number}.html"
 
 
-def file_link(page: str, name: str = "", **query: Any) -> str:
-    """The file of a page among files; empty for searches and for what has no page of its own there."""
-    if page in ("requests", "trace"):
+def file_link(page: str, name: str = "", /, *, pictures: bool = True, **query: Any) -> str:
+    """The file of a page among files; empty for searches, and for what has no page of its own there.
+
+    Args:
+        page: as for the server.
+        name: of what it is about.
+        pictures: whether reports and picture grids lie there, too.
+        query: fields of a search, of which only `page` and a grid's `file` have files.
+    """
+    if page in ("requests", "trace", "progress", "metrics") or (page in ("report", "grid") and not pictures):
         return ""
+    if page == "grid":
+        return quote(f"{file_name(page, name).removesuffix('.html')}-{query['file']}")
     number = int(query.pop("page", 1) or 1)
-    return "" if query else quote(file_name(page, name, number))
+    return "" if any(query.values()) else quote(file_name(page, name, number))
 
 
 @functools.cache

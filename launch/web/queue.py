@@ -53,11 +53,12 @@ class Found:
     rows: Sequence[Mapping[str, Any]]
     total: int
     pages: int
+    size: int = PAGE
 
     @property
     def first(self) -> int:
         """Number of the page's first row, from 1 on."""
-        return (self.search.page - 1) * PAGE + 1 if self.total else 0
+        return (self.search.page - 1) * self.size + 1 if self.total else 0
 
 
 def _conditions(asked: Search, now: str) -> list[sa.ColumnElement[bool]]:
@@ -99,10 +100,11 @@ def search(tx: Transaction, asked: Search) -> Found:
     return Found(search=asked, rows=[marked(dict(row), tx.now) for row in rows], total=total, pages=pages)
 
 
-def rows_of(tx: Transaction, *, after: tuple[str, str] = ("", ""), limit: int = 1000) -> list[dict[str, Any]]:
-    """All requests by due date and name, in pieces: those after a row's pair of both."""
+def rows_of(tx: Transaction, *, is_open: bool, after: tuple[str, str] = ("", ""), limit: int = 1000) -> list[dict[str, Any]]:
+    """Open or closed requests by due date and name, in pieces: those after the pair of both that was last seen."""
     key = sa.tuple_(REQUEST.c.due_at, REQUEST.c.request_id)
-    query = sa.select(*COLUMNS).where(key > after).order_by(REQUEST.c.due_at, REQUEST.c.request_id).limit(limit)
+    state = REQUEST.c.state.not_in(FINAL) if is_open else REQUEST.c.state.in_(FINAL)
+    query = sa.select(*COLUMNS).where(state, key > after).order_by(REQUEST.c.due_at, REQUEST.c.request_id).limit(limit)
     return [marked(dict(row), tx.now) for row in tx.execute(query).mappings()]
 
 
