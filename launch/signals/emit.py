@@ -6,6 +6,7 @@ a host that dies between a commit and its signal loses none.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -130,7 +131,7 @@ class Signals:
             self._outbox.put("webhook", name, event, json.dumps(body))
         lineage = openlineage.run_event(event, told, scope=self._scope, at=at) if self._lineage else None
         if lineage is not None:
-            self._outbox.put("openlineage", name, event, json.dumps(lineage))
+            self._outbox.put("openlineage", name, event, json.dumps({"run": told.get("run", ""), "event": lineage}))
 
     def _complain(self, words: str) -> None:
         if not self._complained:
@@ -183,7 +184,11 @@ class Signals:
             if not self._webhook:
                 raise Undelivered("no webhook is set now")
             deliver_to(self._webhook, self._secret, item)
-        elif self._lineage.startswith(("https://", "http://")):
+            return
+        kept = json.loads(item.body)
+        sources = openlineage.source_of(kept["run"]) if kept["run"] and self._lineage else []
+        item = dataclasses.replace(item, body=json.dumps({**kept["event"], "inputs": sources}))
+        if self._lineage.startswith(("https://", "http://")):
             deliver_to(self._lineage, None, item)
         elif self._lineage:
             try:

@@ -13,7 +13,7 @@ from pipeline.addresses import absolute, is_local, join
 from pipeline.errors import UnlearnError
 from pipeline.storage import exists, read_bytes
 
-__all__ = ["TYPES", "dataset", "run_event"]
+__all__ = ["TYPES", "dataset", "run_event", "source_of"]
 
 TYPES: Mapping[str, str] = {"run_started": "START", "evaluated": "COMPLETE", "run_failed": "FAIL"}
 SCHEMA = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
@@ -30,8 +30,8 @@ def dataset(uri: str) -> dict[str, str]:
     return {"namespace": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", "name": parts.path.lstrip("/") or "/"}
 
 
-def _source(folder: str) -> list[dict[str, str]]:
-    """What a run reads, where its manifest says so already."""
+def source_of(folder: str) -> list[dict[str, str]]:
+    """What a run reads, where its manifest says so already; the run folder is looked at, which may be far away."""
     try:
         uri = join(folder, "manifest.json")
         source = str(json.loads(read_bytes(uri)).get("source_folder", "")) if exists(uri) else ""
@@ -41,7 +41,7 @@ def _source(folder: str) -> list[dict[str, str]]:
 
 
 def run_event(event: str, facts: Mapping[str, Any], *, scope: str, at: str) -> dict[str, Any] | None:
-    """The standard's event for a signal; None where it has none.
+    """The standard's event for a signal, without inputs, which `source_of` finds; None where it has none.
 
     Args:
         event: the signal's.
@@ -62,7 +62,7 @@ def run_event(event: str, facts: Mapping[str, Any], *, scope: str, at: str) -> d
         "eventTime": at,
         "run": {"runId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{NAMESPACE}/{identity}")), "facets": facets},
         "job": {"namespace": NAMESPACE, "name": str(facts.get("line", "unlearn")), "facets": {}},
-        "inputs": _source(folder) if folder else [],
+        "inputs": [],
         "outputs": [dataset(join(folder, "weights"))] if folder and event == "evaluated" else [],
         "producer": PRODUCER,
         "schemaURL": SCHEMA,

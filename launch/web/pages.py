@@ -47,7 +47,7 @@ def file_name(page: str, name: str = "", number: int = 1) -> str:
         # What could be no file's name, or another's on a disk without capitals, is told apart by a digest.
         plain = SAFE.fullmatch(name) and name == name.lower()
         stem += f"-{name if plain else hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return f"{stem}.html" if number <= 1 else f"{stem}-page-{number}.html"
+    return f"{stem}.html" if number <= 1 else f"{stem}.{number}.html"
 
 
 def file_link(page: str, name: str = "", /, *, pictures: bool = True, **query: Any) -> str:

@@ -29,7 +29,7 @@ def texts_of(run: Mapping[str, Any]) -> dict[str, str]:
 
 def as_json(run: Mapping[str, Any]) -> dict[str, Any]:
     """What the page's script asks for again and again: texts, values of bars, points of curves, and whether it is over."""
-    values = {f"stage.{row['name']}.step": row["step"] for row in run["stages"] if row["state"] == "running" and "step" in row}
+    values = {f"stage.{row['name']}.step": row["step"] for row in run["stages"] if "step" in row}
     points = {f"curve.{curve['id']}.points": curve["points"] for curve in run["curves"]}
     return {"texts": texts_of(run), "values": values, "points": points, "done": run["state"] == "done"}
 
@@ -43,7 +43,7 @@ def _title(run: Mapping[str, Any]) -> str:
         return str(run["report"].get("summary") or f"All {run['of']} stages are done")
     if run["now"] is None:
         return f"{run['done']} of {run['of']} stages are done" if run["of"] else "A run of another version"
-    words = f"In stage {run['done'] + 1} of {run['of']}: {run['now']['name']}"
+    words = f"{'Stopped in' if run['state'] == 'silent' else 'In'} stage {run['done'] + 1} of {run['of']}: {run['now']['name']}"
     return f"{words}, step {count(run['now']['step'])} of {count(run['now']['steps'])}" if "step" in run["now"] else words
 
 
@@ -53,14 +53,16 @@ def _lede(run: Mapping[str, Any]) -> str:
         return str(run["report"].get("deck") or "")
     if now is None:
         return "Nothing is at work in this folder now."
+    if "quiet" in now:
+        return f"No sign of life for {duration(now['quiet'])}."
     if "left" in now:
         return f"{count(now['rate'])} images a second; about {duration(now['left'])} left in this stage."
     return str(now["title"])
 
 
 def _far(row: Mapping[str, Any]) -> str:
-    if row["state"] == "running" and "step" in row:
-        return f"step {count(row['step'])} of {count(row['steps'])}, {duration(row['left'])} left"
+    if "step" in row:
+        return f"step {count(row['step'])} of {count(row['steps'])}"
     facts = row["facts"]
     if row["state"] == "done" and _is_number(facts.get("steps")):
         return f"{count(facts['steps'])} steps"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = ["cost_of", "grids", "progress", "report_of", "run_folders", "summary"
 
 NO_CURVE = ("step", "seconds", "images_per_second", "slowest_rank", "slowest_ratio")
 PROGRESS = re.compile(r"^([a-z.]+): step (\d+) of (\d+), ([\d,]+) images/s, (\d+) s left", flags=re.MULTILINE)
+QUIET_SECONDS = 15 * 60.0
+"""A stage that trains writes a line every quarter of a minute, and the longest others one in some minutes."""
 TAIL_BYTES = 64 * 1024
 POINTS = 160
 WIDTH, HEIGHT = 300, 84
@@ -104,7 +107,10 @@ def _under_way(folder: str, stage: str) -> dict[str, Any]:
     log = join(folder, "logs", f"{stage}.log")
     if not exists(log):
         return {}
-    said: dict[str, Any] = {"state": "running", "signs": info(log).get("mtime")}
+    said: dict[str, Any] = {"state": "running"}
+    written = info(log).get("mtime")  # of files here; other stores name it otherwise
+    if isinstance(written, (int, float)) and (quiet := time.time() - written) > QUIET_SECONDS:
+        said |= {"state": "silent", "quiet": quiet}
     length = size(log)
     text = bytes(read_range(log, max(0, length - TAIL_BYTES), length)).decode(errors="replace") if length else ""
     lines = [found for found in PROGRESS.findall(text) if found[0] == stage]
@@ -183,8 +189,8 @@ def progress(name: str, folder: str) -> dict[str, Any]:
 
 def _state(stages: list[dict[str, Any]]) -> dict[str, Any]:
     done = sum(row["state"] == "done" for row in stages)
-    now = next((row for row in stages if row["state"] == "running"), None)
-    state = "done" if stages and done == len(stages) else "running" if now else "begun"
+    now = next((row for row in stages if row["state"] in ("running", "silent")), None)
+    state = "done" if stages and done == len(stages) else now["state"] if now else "begun"
     return {"state": state, "done": done, "of": len(stages), "now": now}
 
 

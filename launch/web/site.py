@@ -82,8 +82,12 @@ class Site:
         with self.ledger.read() as tx:
             found = views.one_batch(tx, name, page=page)
         shown = {key: found[key] for key in ("batch", "outcomes", "rows", "history")}
-        models = [{**row, "aliases": []} for row in found["models"]]
-        return {**shown, "models_made": models, "runs": self.folders(), **_paged(found, lambda n: link("batches", name, page=n))}
+        return {
+            **shown,
+            "models_made": found["models"],
+            "runs": self.folders(),
+            **_paged(found, lambda n: link("batches", name, page=n)),
+        }
 
     def _some_runs(self, page: int, size: int) -> tuple[list[Context], dict[str, Any]]:
         folders, batches = self.folders(), self._batch_of()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from launch.web.queue import COLUMNS, marked
+from launch.web.words import clock
 from pipeline.ledger import batches, history
 from pipeline.ledger.requests import show
 from pipeline.ledger.schema import ALIAS, BATCH, BATCH_REQUEST, HISTORY, MODEL, REQUEST
@@ -25,6 +26,8 @@ __all__ = [
     "batch_folders",
     "batches_by_run",
     "check_chain",
+    "entry_view",
+    "in_force",
     "one_batch",
     "one_request",
     "past",
@@ -75,8 +78,28 @@ def entry_view(entry: Mapping[str, Any]) -> dict[str, Any]:
         detail = {}
     detail = detail if isinstance(detail, dict) else {}
     said = [(TOLD[name], detail[name]) for name in TOLD if isinstance(detail.get(name), (str, int, float))]
-    facts = [(name, text if len(text) != 64 else f"{text[:12]}…") for name, value in said if (text := str(value)) != ""]
+    facts = [(name, _shown(name, str(value))) for name, value in said if value != ""]
     return {**{name: entry[name] for name in ("seq", "at", "actor", "what", "name", "event", "hash")}, "facts": facts}
+
+
+def _shown(name: str, text: str) -> str:
+    if name in ("due", "until"):
+        return clock(text)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def in_force(tx: Transaction) -> dict[str, list[str]]:
+    """Models that aliases name now, and the aliases of each."""
+    newest = sa.select(ALIAS.c.line, ALIAS.c.name, sa.func.max(ALIAS.c.version).label("version")).group_by(
+        ALIAS.c.line, ALIAS.c.name
+    )
+    last = newest.subquery()
+    same = sa.and_(*(ALIAS.c[key] == last.c[key] for key in ("line", "name", "version")))
+    found: dict[str, list[str]] = {}
+    rows: Any = tx.execute(sa.select(ALIAS.c.model_id, ALIAS.c.name).join(last, same).order_by(ALIAS.c.name))
+    for model_id, name in rows:
+        found.setdefault(str(model_id), []).append(str(name))
+    return found
 
 
 def all_batches(tx: Transaction, *, state: str = "", page: int = 1) -> dict[str, Any]:
@@ -96,8 +119,8 @@ def all_batches(tx: Transaction, *, state: str = "", page: int = 1) -> dict[str,
 def _batch(row: dict[str, Any], now: str) -> dict[str, Any]:
     """A batch's row with what its lease and due date mean now."""
     over = row["state"] in ("released", "moved_on", "rolled_back", "withdrawn")
-    held = bool(row["lease_owner"]) and bool(row["lease_until"]) and not over
-    lease = "" if not held else "live" if row["lease_until"] > now else "run out"
+    live = bool(row["lease_owner"]) and (row["lease_until"] or "") > now and not over
+    lease = "live" if live else "run out" if row["lease_owner"] and row["state"] in ("running", "evaluated") else ""
     late = not over and row["due_at"] != "" and row["due_at"] < now
     return {**row, "lease": lease, "due": "overdue" if late else "", "run": row["folder"].rstrip("/").rsplit("/", 1)[-1]}
 
@@ -129,7 +152,8 @@ def one_batch(tx: Transaction, batch_id: str, *, page: int = 1) -> dict[str, Any
     rows = [marked(dict(found), tx.now) for found in tx.execute(query).mappings()]
     told = [entry_view(entry) for entry in history.entries(tx, "batch", batch_id, limit=ENTRIES_SHOWN)]
     made = sa.select(MODEL).where(MODEL.c.batch_id == batch_id).order_by(MODEL.c.made_at)
-    models = [dict(model) for model in tx.execute(made).mappings()]
+    named = in_force(tx)
+    models = [{**model, "aliases": named.get(model["model_id"], [])} for model in tx.execute(made).mappings()]
     return {"batch": row, "outcomes": outcomes, "rows": rows, "page": page, "pages": pages, "history": told, "models": models}
 
 
@@ -152,9 +176,7 @@ def releases(tx: Transaction) -> dict[str, Any]:
     changes = [{name: value for name, value in row.items() if name != "reason"} for row in tx.execute(query).mappings()]
     now = {(row["line"], row["name"]): row for row in changes}
     models = tx.execute(sa.select(MODEL).order_by(MODEL.c.made_at.desc(), MODEL.c.model_id).limit(PAGE)).mappings()
-    named: dict[str, list[str]] = {}
-    for row in now.values():
-        named.setdefault(row["model_id"], []).append(row["name"])
+    named = in_force(tx)
     shown = [{**row, "aliases": named.get(row["model_id"], []), "run": _last(row["folder"])} for row in models]
     return {"aliases": list(now.values()), "changes": changes[::-1][:PAGE], "models": shown}
 

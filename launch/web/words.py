@@ -12,8 +12,8 @@ __all__ = ["MARKS", "clock", "count", "day", "decimals", "duration", "share", "s
 MARKS: Mapping[str, str] = {
     **dict.fromkeys(("received", "queued", "batched", "closed"), "waits"),
     **dict.fromkeys(("running", "evaluated"), "works"),
-    **dict.fromkeys(("released", "done", "pass"), "done"),
-    **dict.fromkeys(("failed", "held", "rolled_back", "fail"), "bad"),
+    **dict.fromkeys(("released", "done"), "done"),
+    **dict.fromkeys(("failed", "held", "rolled_back", "silent", "receipt damaged"), "bad"),
 }
 """State to the shape of its mark; all others are over without a release."""
 SHOWN = 200
@@ -52,10 +52,10 @@ def decimals(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span: `45 s`, `3 min 20 s`, `5 h 12 min`, `4 days`."""
+    """A span: `4.25 s`, `45 s`, `3 min 20 s`, `5 h 12 min`, `4 days`."""
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return f"{seconds:.3g} s" if seconds < 10 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     if whole < 2 * 86400:
@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
 
 def share(part: float) -> str:
     """A part of one in percent."""
-    return f"{part * 100:.3g} %"
+    return f"{part * 100:.1f} %"
 
 
 def short(text: str) -> str:

@@ -119,7 +119,7 @@ def months_of_work(ledger: Ledger, clock: Clock, runs: Path) -> list[str]:
         name = f"{line}-{hashlib.sha256(str(week).encode()).hexdigest()[:8]}"
         _, model = serve_batch(ledger, line, str(runs / name), to=to, failed=int(week == 3), parent=parents[line] or None)
         parents[line] = model or parents[line]
-        write_run(runs / name, line, done=9 if to == "released" else 4 if to == "running" else 2, seed=week, clock=clock)
+        write_run(runs / name, line, done=9 if to == "released" else 5 if to == "running" else 2, seed=week, clock=clock)
         names.append(name)
     with ledger.write() as tx:
         requests.withdraw(tx, ask(tx, number))
@@ -130,9 +130,9 @@ def months_of_work(ledger: Ledger, clock: Clock, runs: Path) -> list[str]:
 
 def loss(step: int, steps: int, seed: int, *, up: bool = False) -> float:
     """A curve that looks like one."""
-    noise = math.sin(step * 12.9898 + seed) * 0.004
-    part = step / steps
-    return (0.018 + 0.055 * part**1.6 if up else 0.021 + 0.12 * math.exp(-7 * part)) + noise * (1.2 - part)
+    part, noise = step / steps, random.Random(step * 31 + seed).gauss(0, 1)
+    smooth = 0.018 + 0.055 * part**1.6 if up else 0.021 + 0.12 * math.exp(-7 * part)
+    return smooth * (1 + 0.05 * noise)
 
 
 def write_run(folder: Path, line: str, *, done: int, seed: int, clock: Clock, at_step: float = 0.62) -> None:
@@ -152,11 +152,12 @@ def write_run(folder: Path, line: str, *, done: int, seed: int, clock: Clock, at
         if upto and spec.name in ("train", "retrain", *PHASES):
             write_metrics(folder, spec.name, upto, steps, seed)
         if number == done and steps:
-            words = f"{spec.name}: step {upto} of {steps}, 640 images/s, {(steps - upto) * 0.2:.0f} s left\n"
+            each = seconds / steps
+            words = f"{spec.name}: step {upto} of {steps}, {128 / each:,.0f} images/s, {(steps - upto) * each:.0f} s left\n"
             (folder / "logs").mkdir(parents=True, exist_ok=True)
             (folder / "logs" / f"{spec.name}.log").write_text(f"loading\n{words}")
     if done >= 9:
-        write_report(folder, line)
+        write_report(folder, line, seed)
 
 
 def write_metrics(folder: Path, stage: str, upto: int, steps: int, seed: int) -> None:
@@ -169,10 +170,10 @@ def write_metrics(folder: Path, stage: str, upto: int, steps: int, seed: int) ->
     publish_bytes(str(folder / "metrics" / f"{stage}.jsonl"), "".join(f"{line}\n" for line in lines).encode())
 
 
-def write_report(folder: Path, line: str) -> None:
+def write_report(folder: Path, line: str, seed: int) -> None:
     """What the page reads of a report, a report's page, and one grid."""
-    spent, retrain = (210 + 96 + 480) * 128, 4180 * 128
-    cost = {"sample_gradients": spent, "seconds": 1060.0, "retrain_sample_gradients": retrain, "retrain_seconds": 5310.0}
+    spent, retrain = (210 + 96 + 480 + 17 * (seed * 5 % 7 - 3)) * 128, 4180 * 128
+    cost = {"sample_gradients": spent, "seconds": spent * 0.0105, "retrain_sample_gradients": retrain, "retrain_seconds": 5310.0}
     facts = {
         "run_id": folder.name,
         "summary": "The model treats the forgotten images like ones it never saw.",
