@@ -34,6 +34,8 @@ class LinePolicy:
     """Where this line's batches run; empty: as all others."""
     cluster: str = ""
     """The line's own cluster; empty: that of all others."""
+    original: Literal["run", "released"] = "run"
+    """What a batch is unlearned from: as the run says, or the model that the policy's alias names, once there is one."""
 
 
 @record
@@ -63,7 +65,8 @@ class SchedulePolicy:
     cluster: str = ""
     """With slurm: a name in configs/launch, or a YAML file; empty: one node."""
     tombstones: bool = True
-    """Before a batch runs, all streams are made to skip its images, so that no later batch of the line trains on them again."""
+    """All streams are made to skip a batch's images, so that no later batch of the line trains on them again: before it runs, or
+    after it where the run trains its original itself."""
     release: Literal["auto", "by hand"] = "by hand"
     """`auto`: what passed its verdict is released at once. `by hand`: `unlearn release` does."""
     release_to: str = ""
@@ -71,7 +74,7 @@ class SchedulePolicy:
     release_key: str = ""
     """With auto: file of the signing key."""
     alias: str = ""
-    """With auto: the alias that is moved to each release; empty: none."""
+    """Name of each line's alias that says which model is in force, and with auto is moved to each release; empty: none."""
     webhooks: tuple[str, ...] = ()
     """Addresses that are told of batches that are due, failed or released."""
     pause: Span = "60s"
@@ -119,11 +122,19 @@ def read_policy(policy: str = "standard") -> SchedulePolicy:
     missing = [name for name in ("release_to", "release_key") if not getattr(config, name)]
     if config.release == "auto" and missing:
         raise ConfigError(f"{policy}: {missing[0]}: missing, and release is auto", "set it, or write release: by hand")
+    lost = [line for line, own in config.lines.items() if own.original == "released" and not config.alias]
+    if lost:
+        raise ConfigError(f"{policy}: lines.{lost[0]}.original: released, and no alias says which", "set alias")
     return config
 
 
-def run_of(policy: SchedulePolicy, line: str) -> RunConfig:
+def run_of(policy: SchedulePolicy, line: str, *, original: str = "") -> RunConfig:
     """The run that a line's batches go through.
+
+    Args:
+        policy: the schedule's.
+        line: the model line.
+        original: address of the weights to unlearn; empty: as the run says.
 
     Raises:
         ConfigError: the line is not the schedule's, or its run file is faulty or missing.
@@ -131,5 +142,6 @@ def run_of(policy: SchedulePolicy, line: str) -> RunConfig:
     if policy.lines and line not in policy.lines:
         raise ConfigError(f"line {line}: not among the schedule's lines", closest(line, list(policy.lines)))
     own = policy.lines.get(line, LinePolicy())
+    changed = [f"original={original}"] if original else []
     # `methods` is for comparisons, which no batch is.
-    return dataclasses.replace(resolve(own.run or line, list(own.overrides)), methods={})
+    return dataclasses.replace(resolve(own.run or line, [*own.overrides, *changed]), methods={})
