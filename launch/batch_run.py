@@ -90,9 +90,9 @@ class Local:
     def unmatched(self, run: BatchRun) -> tuple[str, ...]:
         """Ask the source's index."""
         from launch.acts import carry_out
-        from pipeline.orders import BatchOrder, SiftAnswer
+        from pipeline.schedule_orders import SiftAnswer, SiftOrder
 
-        order = BatchOrder(config=run.config, batch=run.batch)
+        order = SiftOrder(config=run.config, batch=run.batch)
         return carry_out("sift", order, SiftAnswer, to_stderr=self.to_stderr).unmatched
 
     def skip_images(self, run: BatchRun) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
 from pipeline.ledger.refusals import Looked
-from pipeline.records import DeletionRequest, RequestBatch, record
+from pipeline.records import RequestBatch, record
+from pipeline.schedule_orders import SiftOrder, TraceOrder
 
 __all__ = [
     "ACTS",
@@ -26,6 +27,8 @@ __all__ = [
     "Forecast",
     "IndexAnswer",
     "IndexOrder",
+    "LikenessAnswer",
+    "LikenessOrder",
     "Linear",
     "LookupAnswer",
     "LookupOrder",
@@ -39,12 +42,7 @@ __all__ = [
     "PriceOrder",
     "ProbeOrder",
     "Series",
-    "SiftAnswer",
     "TombstoneAnswer",
-    "TraceAnswer",
-    "TraceOrder",
-    "TracedRun",
-    "TracedShard",
 ]
 
 
@@ -98,48 +96,17 @@ class LookupAnswer:
 
 
 @record
-class SiftAnswer:
-    """The requests of a batch that mean no training image of the source, by name. `indexed`: whether the source could say."""
+class LikenessOrder:
+    """Hash these image files."""
 
-    indexed: bool
-    unmatched: tuple[str, ...] = ()
-
-
-@record
-class TraceOrder:
-    """Where do the images that `requests` mean lie in the data of runs, and which of the runs' own requests mean them too?"""
-
-    folders: tuple[str, ...]
-    requests: tuple[DeletionRequest, ...]
+    files: tuple[str, ...]
 
 
 @record
-class TracedShard:
-    """A shard that holds some of the images: `images` of them. `split` as in the manifest; `uri` stands alone."""
+class LikenessAnswer:
+    """16 hexadecimal digits a file; empty where it is no image, or has no such hash."""
 
-    split: str
-    uri: str
-    sha256: str
-    images: int
-
-
-@record
-class TracedRun:
-    """What one run's index says. `state`: `read`; `erased`, where rows of deleted images were removed since; `missing`, where there
-    is no manifest or no index any more. `requests` names those of the run's batch that mean one of the images."""
-
-    folder: str
-    state: Literal["read", "erased", "missing"]
-    images: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    shards: tuple[TracedShard, ...] = ()
-    requests: tuple[str, ...] = ()
-
-
-@record
-class TraceAnswer:
-    """Counts and shards, run by run; no keys."""
-
-    runs: tuple[TracedRun, ...]
+    hashes: tuple[str, ...]
 
 
 @record
@@ -432,8 +399,7 @@ ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
     "lookup": LookupOrder,
-    "sift": BatchOrder,
-    "trace": TraceOrder,
+    "likeness": LikenessOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
     "compare": CompareOrder,
@@ -443,6 +409,8 @@ ACTS: Mapping[str, type[Any]] = {
     "price": PriceOrder,
     "audit": AuditOrder,
     "planted": PlantedOrder,
+    "sift": SiftOrder,
+    "trace": TraceOrder,
     "shadows": ShadowsOrder,
 }
 """The order that each act takes."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline import component
+from pipeline.data.alike import BITS_APART, spell_out
 from pipeline.data.batch import Source
+from pipeline.data.likeness import hash_images
 from pipeline.data.pack import load_source, source_folder
+from pipeline.data.progress import in_lines
 from pipeline.data.selection import Chosen, Wanted, choose, wanted_by
 from pipeline.ledger.refusals import Looked
 from pipeline.ledger.tables import RowFile
 from pipeline.orders import LookupAnswer, LookupOrder
 from pipeline.records import DeletionRequest, RequestBatch, Selector
+from pipeline.storage import join
 
 __all__ = ["run", "unknown_values"]
 
@@ -20,7 +24,7 @@ def run(order: LookupOrder) -> LookupAnswer:
     """Count the training images that the values mean, all together.
 
     Raises:
-        ConfigError: a label that is no class.
+        ConfigError: a label that is no class, or a likeness that no image has.
         DataError: a file of requests that is not readable.
     """
     config = order.config
@@ -37,8 +41,14 @@ def run(order: LookupOrder) -> LookupAnswer:
         DeletionRequest(request_id=kind, selector=Selector(kind=kind, values=tuple(values)))  # type: ignore[arg-type]
         for kind, values in places.items()
     )
-    wanted = wanted_by(RequestBatch(requests=requests), packed.classes)
-    chosen = choose(view.parts(view.training), wanted, len(packed.classes))
+    batch, parts = RequestBatch(requests=requests), view.parts(view.training)
+    if places.pop("likeness", None):
+        bits = BITS_APART if config.shards.near_bits is None else config.shards.near_bits
+        index = join(folder, "index")
+        hashes = hash_images(view.training, parts, index, max_pixels=config.images.max_pixels, progress=in_lines(print))
+        batch = spell_out(batch, parts=parts, hashes=hashes, bits=bits)
+    wanted = wanted_by(batch, packed.classes)
+    chosen = choose(parts, wanted, len(packed.classes))
     unknown = sorted(unknown_values(places, wanted, chosen, packed.classes))
     first, kind = unknown[0] if unknown else (0, "")
     training = int(chosen.label_counts.sum())

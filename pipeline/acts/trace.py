@@ -11,8 +11,8 @@ from pipeline.data.rows import open_index
 from pipeline.data.selection import Chosen, Wanted, choose, means, wanted_by
 from pipeline.decode import decode
 from pipeline.errors import ConfigError, IntegrityError, StorageError
-from pipeline.orders import TraceAnswer, TracedRun, TracedShard, TraceOrder
 from pipeline.records import DeletionRequest, FileRef, Manifest, RequestBatch
+from pipeline.schedule_orders import TraceAnswer, TracedRun, TracedShard, TraceOrder
 from pipeline.storage import exists, join, read_bytes
 
 __all__ = ["run"]
@@ -21,18 +21,22 @@ SPLITS = ("original", "forget", "retain")
 
 
 def run(order: TraceOrder) -> TraceAnswer:
-    """Look the images up in each run's index; see `TracedRun` for what may be gone. Raises IntegrityError for changed files."""
+    """Look the images up in each run's index; requests for what looks like an image are left out, for an index does not say that.
+
+    Raises:
+        IntegrityError: a manifest or a batch was changed.
+    """
     return TraceAnswer(runs=tuple(_traced(folder, order.requests) for folder in order.folders))
 
 
 def _traced(folder: str, asked: tuple[DeletionRequest, ...]) -> TracedRun:
     manifest = _read(Manifest, join(folder, "manifest.json"))
     if manifest is None:
-        return TracedRun(folder=folder, state="missing")
+        return TracedRun(folder=folder, state="gone")
     wanted = _wanted(asked, manifest.classes)
     parts, gone = _parts(folder, manifest)
     if not parts:
-        return TracedRun(folder=folder, state="erased" if gone and exists(join(folder, "erasure.json")) else "missing")
+        return TracedRun(folder=folder, state="gone")
     chosen = choose(parts, wanted, len(manifest.classes))
     counts = _counts(chosen, parts)
     shards = tuple(
@@ -45,7 +49,7 @@ def _traced(folder: str, asked: tuple[DeletionRequest, ...]) -> TracedRun:
     batch = _read(RequestBatch, join(folder, "shards", "batch.json"))
     return TracedRun(
         folder=folder,
-        state="erased" if gone else "read",
+        state="part" if gone else "read",
         images=images,
         shards=shards,
         requests=_meaning(batch, chosen, manifest.classes) if batch else (),
@@ -64,7 +68,7 @@ def _read(cls: type, uri: str) -> Manifest | RequestBatch | None:
 def _wanted(asked: tuple[DeletionRequest, ...], classes: tuple[str, ...]) -> Wanted:
     """What the requests ask for; one that this source has no such class for asks for nothing here."""
     possible = []
-    for request in asked:
+    for request in (request for request in asked if request.selector.kind != "likeness"):
         with contextlib.suppress(ConfigError):
             wanted_by(RequestBatch(requests=(request,)), classes)
             possible.append(request)
@@ -93,7 +97,7 @@ def _counts(chosen: Chosen, parts: list[FileRef]) -> Mapping[tuple[str, int], in
 def _meaning(batch: RequestBatch, chosen: Chosen, classes: tuple[str, ...]) -> tuple[str, ...]:
     """The requests of a batch that mean one of the images."""
     found = []
-    for request in batch.requests:
+    for request in (request for request in batch.requests if request.selector.kind != "likeness"):
         with contextlib.suppress(ConfigError):
             wanted = wanted_by(RequestBatch(requests=(request,)), classes)
             if any(means(wanted, *row) for row in chosen.rows):
