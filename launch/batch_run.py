@@ -16,8 +16,8 @@ from pipeline.records import RequestBatch, record
 __all__ = ["WORDS", "BatchRun", "Local", "Runner", "Slurm", "runner_for", "word_of", "word_of_code"]
 
 WORDS = ("configuration", "data", "storage", "verdict", "preempted", "crash", "lost")
-"""What a failed run is called: wrong configuration or requests · bad data, integrity or weights · storage or database away, full or in
-use · the verdict failed · stopped from outside · a bug, or a killed process · the worker vanished without a word."""
+"""What a failed run is called: wrong configuration or requests · bad data, integrity or weights · storage away, full or in use ·
+the verdict failed · stopped from outside · a bug, or a killed process · the worker vanished without a word."""
 CODES = {2: "configuration", 3: "data", 4: "verdict", 75: "preempted"}
 
 
@@ -129,7 +129,6 @@ class Slurm(Local):
         return None
 
     def _look(self, run: BatchRun) -> str | None:
-        from launch import queue
         from launch.jobs import status_of
 
         status = status_of(run.folder)
@@ -138,10 +137,10 @@ class Slurm(Local):
         if status.told:
             self.say("Slurm does not answer")
             return None
-        states = [queue.SlurmJob(job=job.job, state=job.state, reason=job.reason) for job in status.jobs if job.receipt != "current"]
-        if any(job.active for job in states if job.state not in ("forgotten", "not submitted")):
+        left = [SlurmJob(job=job.job, state=job.state, reason=job.reason) for job in status.jobs if job.receipt != "current"]
+        if any(job.active for job in left if job.state not in ("forgotten", "not submitted")):
             return None
-        return _word_of_jobs(states)
+        return _word_of_jobs(left)
 
 
 def _word_of_jobs(jobs: list[SlurmJob]) -> str:

@@ -56,16 +56,18 @@ class Desk:
         """The cluster that a line's batches go to."""
         return self.line(line).cluster or self.policy.cluster
 
-    def runner(self, line: str) -> Runner:
-        """What runs a line's batches."""
-        where = self.where(line)
+    def runner(self, where: str) -> Runner:
+        """What runs batches at `local` or `slurm`."""
         return self._runners[where] if self._runners else runner_for(where, self.say, to_stderr=self._to_stderr)
 
 
 @contextlib.contextmanager
 def heartbeat(desk: Desk, lease: Lease) -> Iterator[None]:
-    """Keep a lease alive while the body runs. Where another worker has taken the batch, this process is sent SIGTERM, which ends a
-    chain that runs here, and what the body then raises becomes LeaseLost."""
+    """Keep a lease alive while the body runs.
+
+    Where another worker has taken the batch, this process is sent SIGTERM, which ends a chain that runs here, and what the body then
+    raises becomes LeaseLost.
+    """
     seconds, stop, lost = desk.policy.lease_seconds, threading.Event(), threading.Event()
 
     def beat() -> None:

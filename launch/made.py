@@ -33,8 +33,8 @@ STAGES = ("shard", "train", "retrain", "calibrate", "forget", "certify", "retain
 def made_by(folder: str) -> tuple[Made, ...]:
     """The models of a finished run, each after the one that it began as.
 
-    Weights that were given to the run (`original` or `reference` of its configuration) saw nothing here, so they have no shards; a
-    parent that another run made is known to the ledger from there.
+    Weights that were given to the run (`original` or `reference` of its configuration) saw nothing here, so they have no shards;
+    where another run made them, the ledger knows them from there.
 
     Raises:
         IntegrityError: manifest, report or a receipt was changed.

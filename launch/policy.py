@@ -61,7 +61,8 @@ class SchedulePolicy:
     backoff_most: Span = "6h"
     """Longest pause, before that."""
     submit: Literal["local", "slurm"] = "local"
-    """`local`: the process that ticks runs the batch, on this machine. `slurm`: its stages are sent as jobs, and later ticks follow."""
+    """`local`: the process that ticks runs the batch, on this machine. `slurm`: its stages are sent as jobs, and later ticks look
+    after them."""
     cluster: str = ""
     """With slurm: a name in configs/launch, or a YAML file; empty: one node."""
     tombstones: bool = True
@@ -73,6 +74,8 @@ class SchedulePolicy:
     """With auto: folder or URI below which model lines lie."""
     release_key: str = ""
     """With auto: file of the signing key."""
+    passphrase_file: str = ""
+    """With auto: file of that key's passphrase; empty: UNLEARN_PASSPHRASE, or none."""
     alias: str = ""
     """Name of each line's alias that says which model is in force, and with auto is moved to each release; empty: none."""
     webhooks: tuple[str, ...] = ()

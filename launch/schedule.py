@@ -1,8 +1,8 @@
 """One tick of the schedule: close what is due, then take batches one after the other and bring each as far as it goes.
 
 Any number of ticks may run at once, on any hosts, and each may die anywhere. What is to be done is written into the ledger before
-it is done, and what was done after it; a batch has one worker at a time, by its lease in the ledger, and its run folder one owner, by
-that folder's claim. So a batch whose worker died is taken up by another, which finds in the run folder what is done already.
+it is done, and what was done after it; a batch has one worker at a time, by its lease in the ledger, and its run folder one owner,
+by that folder's claim. So a batch whose worker died is taken up by another, which finds in the run folder what is done already.
 Batches of one model line run one after the other: the later ones must not train on what the earlier ones forget.
 """
 

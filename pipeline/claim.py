@@ -39,7 +39,7 @@ class Taken(StorageError):
 
 
 AT_WORK = threading.Lock()
-"""Held by a thread that beats while it is at work: no worker is forked meanwhile, in which its locks would stay locked for ever."""
+"""Held by a thread that beats while it is at work: a worker that was forked then would have its locks locked for ever."""
 os.register_at_fork(before=AT_WORK.acquire, after_in_parent=AT_WORK.release, after_in_child=AT_WORK.release)
 
 

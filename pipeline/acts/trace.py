@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 from collections.abc import Mapping
+from typing import TypeVar
 
 from pipeline.data.rows import open_index
 from pipeline.data.selection import Chosen, Wanted, choose, means, wanted_by
@@ -17,6 +18,7 @@ from pipeline.storage import exists, join, read_bytes
 
 __all__ = ["run"]
 
+T = TypeVar("T")
 SPLITS = ("original", "forget", "retain")
 
 
@@ -45,22 +47,22 @@ def _traced(folder: str, asked: tuple[DeletionRequest, ...]) -> TracedRun:
         for ref in manifest.split(split).shards
         if (images := counts[join(folder, ref.index), ref.row_group])
     )
-    images = {split: sum(shard.images for shard in shards if shard.split == split) for split in SPLITS}
+    totals = {split: sum(shard.images for shard in shards if shard.split == split) for split in SPLITS}
     batch = _read(RequestBatch, join(folder, "shards", "batch.json"))
     return TracedRun(
         folder=folder,
         state="part" if gone else "read",
-        images=images,
+        images=totals,
         shards=shards,
         requests=_meaning(batch, chosen, manifest.classes) if batch else (),
     )
 
 
-def _read(cls: type, uri: str) -> Manifest | RequestBatch | None:
+def _read(cls: type[T], uri: str) -> T | None:
     if not exists(uri):
         return None
     try:
-        return decode(cls, json.loads(read_bytes(uri)), where=uri, error=IntegrityError)  # type: ignore[no-any-return]
+        return decode(cls, json.loads(read_bytes(uri)), where=uri, error=IntegrityError)
     except ValueError:
         raise IntegrityError(f"{uri}: changed after it was written", "restore the file") from None
 

@@ -40,8 +40,8 @@ PIECE = 500
 
 @record
 class Seen:
-    """A version of a shard that a model was `trained` on, or that it was made to forget. `version` is the store's own name for it,
-    empty where it keeps none; `sha256` names the content."""
+    """A version of a shard that a model was `trained` on, or that it was made to forget. `version` is the store's own name for
+    it, empty where it keeps none; `sha256` names the content."""
 
     uri: str
     version: str
@@ -51,8 +51,8 @@ class Seen:
 
 @record
 class Made:
-    """A model that a run made. `kind`: original, retrained, forgotten, certified or unlearned. `parent`: the model that it began as,
-    None where it began from nothing."""
+    """A model that a run made. `kind`: original, retrained, forgotten, certified or unlearned. `parent`: the model that it began
+    as, None where it began from nothing."""
 
     model_id: str
     kind: str
@@ -81,7 +81,7 @@ def record_made(tx: Transaction, made: Sequence[Made], *, line: str, batch_id: s
     for model in made:
         if model.model_id in known:
             continue
-        row = {"model_id": model.model_id, "line": line, "batch_id": batch_id, "folder": folder, "uri": model.uri}
+        row: dict[str, Any] = {"model_id": model.model_id, "line": line, "batch_id": batch_id, "folder": folder, "uri": model.uri}
         row |= {"made_at": model.made_at or tx.now, "kept_until": None, "removed_at": None, "verdict": model.verdict}
         # A parent that was made elsewhere is no row that could be pointed at.
         row |= {"parent": model.parent if model.parent in known else None, "digests": {"kind": model.kind}}
@@ -123,7 +123,7 @@ def requests_naming(tx: Transaction, key: str) -> list[str]:
 def batches_of_requests(tx: Transaction, requests: Collection[str]) -> list[dict[str, Any]]:
     """Request, outcome there, and the batch's row, for each batch that one of the requests was in, oldest first."""
     columns = (BATCH_REQUEST.c.request_id, BATCH_REQUEST.c.outcome, *BATCH.c)
-    query = sa.select(*columns).join(BATCH, BATCH.c.batch_id == BATCH_REQUEST.c.batch_id)
+    query: Any = sa.select(*columns).join(BATCH, BATCH.c.batch_id == BATCH_REQUEST.c.batch_id)
     query = query.where(tx.any_of(BATCH_REQUEST.c.request_id, requests))
     return _rows(tx, query.order_by(BATCH.c.batch_id, BATCH_REQUEST.c.request_id))
 
@@ -205,8 +205,8 @@ def models_that_saw(tx: Transaction, shards: Iterable[tuple[str, str]]) -> list[
 
 def aliases_of(tx: Transaction, model_ids: Collection[str]) -> list[dict[str, Any]]:
     """Line, name and version of the aliases that name or named one of the models; `in_force` where it is the last version."""
-    newest = sa.select(ALIAS.c.line, ALIAS.c.name, sa.func.max(ALIAS.c.version).label("newest")).group_by(ALIAS.c.line, ALIAS.c.name)
-    last = newest.subquery()
+    newest = sa.select(ALIAS.c.line, ALIAS.c.name, sa.func.max(ALIAS.c.version).label("newest"))
+    last = newest.group_by(ALIAS.c.line, ALIAS.c.name).subquery()
     query = sa.select(ALIAS, last.c.newest).join(last, sa.and_(last.c.line == ALIAS.c.line, last.c.name == ALIAS.c.name))
     query = query.where(tx.any_of(ALIAS.c.model_id, model_ids)).order_by(ALIAS.c.line, ALIAS.c.name, ALIAS.c.version)
     return [{**row, "in_force": row.pop("newest") == row["version"]} for row in _rows(tx, query)]
