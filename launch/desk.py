@@ -65,8 +65,8 @@ class Desk:
 def heartbeat(desk: Desk, lease: Lease) -> Iterator[None]:
     """Keep a lease alive while the body runs.
 
-    Where another worker has taken the batch, this process is sent SIGTERM, which ends a chain that runs here, and what the body then
-    raises becomes LeaseLost.
+    Where another worker has taken the batch, this process is sent SIGTERM, which ends a chain that runs here, and what the body
+    then raises becomes LeaseLost.
     """
     seconds, stop, lost = desk.policy.lease_seconds, threading.Event(), threading.Event()
 

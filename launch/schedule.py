@@ -1,8 +1,8 @@
 """One tick of the schedule: close what is due, then take batches one after the other and bring each as far as it goes.
 
-Any number of ticks may run at once, on any hosts, and each may die anywhere. What is to be done is written into the ledger before
-it is done, and what was done after it; a batch has one worker at a time, by its lease in the ledger, and its run folder one owner,
-by that folder's claim. So a batch whose worker died is taken up by another, which finds in the run folder what is done already.
+Any number of ticks may run at once, on any hosts, and each may die anywhere. What is to be done is written into the ledger
+before it is done, and what was done after it; a batch has one worker at a time, by its lease in the ledger, and its run folder
+one owner, by that folder's claim. So a batch whose worker died is taken up by another, which finds there what is done already.
 Batches of one model line run one after the other: the later ones must not train on what the earlier ones forget.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 import sqlalchemy as sa
 
+from launch.ahead import Danger, danger_line, look_ahead
 from launch.batch_steps import Step, bring_on, stopped
 from launch.desk import Desk, heartbeat
 from launch.policy import span_seconds
@@ -22,15 +23,16 @@ from pipeline.ledger.schema import BATCH
 from pipeline.ledger.store import Transaction
 from pipeline.records import record
 
-__all__ = ["Tick", "tick"]
+__all__ = ["Tick", "free_batches", "tick"]
 
 
 @record
 class Tick:
-    """What one tick did: batches that it closed, and what became of those that it worked on."""
+    """What one tick did: batches that it closed, what became of those that it worked on, and due dates in danger."""
 
     closed: tuple[str, ...]
     steps: tuple[Step, ...]
+    dangers: tuple[Danger, ...]
 
 
 def tick(desk: Desk) -> Tick:
@@ -44,7 +46,7 @@ def tick(desk: Desk) -> Tick:
     steps: list[Step] = []
     while lease := _claim_next(desk, {step.batch_id for step in steps}):
         steps.append(_work_on(desk, lease))
-    return Tick(closed=tuple(closed), steps=tuple(steps))
+    return Tick(closed=tuple(closed), steps=tuple(steps), dangers=_warn(desk))
 
 
 def _close_due(desk: Desk) -> list[str]:
@@ -91,6 +93,21 @@ def _free(desk: Desk, tx: Transaction, seen: Collection[str]) -> list[str]:
         and max(row["lease_until"] or "", row["next_try_at"] or "") <= tx.now
         and busy.get(row["line"], row["batch_id"]) == row["batch_id"]
     ]
+
+
+def _warn(desk: Desk) -> tuple[Danger, ...]:
+    """Say which due dates have passed, or will not be met as things are."""
+    with desk.ledger.read() as tx:
+        dangers = look_ahead(tx, desk.policy).dangers
+    for danger in dangers:
+        desk.say(danger_line(danger))
+    return dangers
+
+
+def free_batches(desk: Desk) -> list[str]:
+    """The batches that a tick could take up now, nearest due date first; nothing is changed."""
+    with desk.ledger.read() as tx:
+        return _free(desk, tx, ())
 
 
 def _work_on(desk: Desk, lease: Lease) -> Step:

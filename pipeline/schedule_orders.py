@@ -50,8 +50,8 @@ class TracedShard:
 class TracedRun:
     """What one run's index says.
 
-    `state`: `read`; `part`, where files of the index were removed or rewritten since, as an erasure does; `gone`, where nothing is
-    left to look in. `requests` names those of the run's batch that mean one of the images.
+    `state`: `read`; `part`, where files of the index were removed or rewritten since, as an erasure does; `gone`, where nothing
+    is left to look in. `requests` names those of the run's batch that mean one of the images.
     """
 
     folder: str

@@ -122,16 +122,17 @@ def requests_naming(tx: Transaction, key: str) -> list[str]:
 
 def batches_of_requests(tx: Transaction, requests: Collection[str]) -> list[dict[str, Any]]:
     """Request, outcome there, and the batch's row, for each batch that one of the requests was in, oldest first."""
-    columns = (BATCH_REQUEST.c.request_id, BATCH_REQUEST.c.outcome, *BATCH.c)
-    query: Any = sa.select(*columns).join(BATCH, BATCH.c.batch_id == BATCH_REQUEST.c.batch_id)
+    query = sa.select(BATCH_REQUEST.c.request_id, BATCH_REQUEST.c.outcome, BATCH).join(
+        BATCH, BATCH.c.batch_id == BATCH_REQUEST.c.batch_id
+    )
     query = query.where(tx.any_of(BATCH_REQUEST.c.request_id, requests))
     return _rows(tx, query.order_by(BATCH.c.batch_id, BATCH_REQUEST.c.request_id))
 
 
 def requests_of_batches(tx: Transaction, batches: Collection[str]) -> list[dict[str, Any]]:
     """Batch, outcome there, and name, state and due date of each request of the batches, oldest batch first."""
-    columns = (BATCH_REQUEST.c.batch_id, BATCH_REQUEST.c.outcome, REQUEST.c.request_id, REQUEST.c.state, REQUEST.c.due_at)
-    query = sa.select(*columns).join(REQUEST, REQUEST.c.request_id == BATCH_REQUEST.c.request_id)
+    query = sa.select(BATCH_REQUEST.c.batch_id, BATCH_REQUEST.c.outcome, REQUEST.c.request_id, REQUEST.c.state, REQUEST.c.due_at)
+    query = query.join(REQUEST, REQUEST.c.request_id == BATCH_REQUEST.c.request_id)
     query = query.where(tx.any_of(BATCH_REQUEST.c.batch_id, batches))
     return _rows(tx, query.order_by(BATCH_REQUEST.c.batch_id, REQUEST.c.request_id))
 
@@ -141,7 +142,7 @@ def runs(tx: Transaction, *, line: str = "", batches: Collection[str] | None = N
     query = sa.select(BATCH.c.batch_id, BATCH.c.folder).where(BATCH.c.folder != "").order_by(BATCH.c.batch_id)
     query = query.where(BATCH.c.line == line) if line else query
     query = query if batches is None else query.where(tx.any_of(BATCH.c.batch_id, batches))
-    return [(str(row[0]), str(row[1])) for row in tx.execute(query)]
+    return [(row["batch_id"], row["folder"]) for row in _rows(tx, query)]
 
 
 def models_of_batches(tx: Transaction, batches: Collection[str]) -> list[dict[str, Any]]:
