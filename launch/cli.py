@@ -13,9 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import cli_audit, cli_jobs, cli_ledger, cli_requests, cli_serve
+from launch import cli_audit, cli_jobs, cli_keys, cli_ledger, cli_release, cli_requests, cli_schedule, cli_serve, cli_verify
 from launch.answering import AsJson, Overrides, Run, answering
-from pipeline.errors import IntegrityError
 
 __all__ = ["app", "main"]
 
@@ -344,34 +343,15 @@ def erase(
             print(line)
 
 
-@app.command()
-def verify(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="A run folder, as `unlearn run` printed it.")],
-    as_json: AsJson = False,
-) -> None:
-    """Check offline that a run folder is what its receipts say."""
-    with answering():
-        from launch.show import print_json
-        from launch.verify import verify as examine
-
-        found = examine(folder)
-        if as_json:
-            print_json(found)
-        if found.faults:
-            lead = f"{found.folder}: {len(found.faults)} faults" if len(found.faults) > 1 else found.folder
-            raise IntegrityError("\n  ".join([lead, *found.faults]), "restore what is named, or run the chain again")
-        if not as_json:
-            elsewhere = f"; {found.remote} shards on other storage not fetched" if found.remote else ""
-            gone = f"; {found.erased} versions of files were erased, and are gone" if found.erased else ""
-            print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}")
-            print("receipts and digests intact; unsigned")
-
-
+cli_verify.add_to(app)
 cli_jobs.add_to(app)
 cli_audit.add_to(app)
 cli_requests.add_to(app)
 cli_serve.add_to(app)
 cli_ledger.add_to(app)
+cli_release.add_to(app)
+cli_keys.add_to(app)
+cli_schedule.add_to(app)
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from launch.answering import AsJson, KeyFile, LedgerUrl, answering
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from pipeline.ledger.refusals import Looked
     from pipeline.orders import LookupOrder
 
-__all__ = ["add_to", "chosen_values", "request_rows"]
+__all__ = ["add_to", "chosen_values", "line_name", "request_rows"]
 
 Line = Annotated[str, typer.Option("--line", metavar="RUN", help="The model line: a packaged run, or a YAML file.")]
 Confirm = Annotated[bool, typer.Option("--confirm", help="Take it in however many images it means.")]
@@ -60,6 +60,32 @@ def _image_digest(path: str) -> str:
         raise StorageError(f"--image: {fault.strerror}", "name an image file that can be read") from None
 
 
+def _likenesses(paths: list[str], *, to_stderr: bool) -> list[str]:
+    from launch.acts import carry_out
+    from pipeline.orders import LikenessAnswer, LikenessOrder
+    from pipeline.storage import absolute
+
+    order = LikenessOrder(files=tuple(absolute(path) for path in paths))
+    hashes = carry_out("likeness", order, LikenessAnswer, to_stderr=to_stderr).hashes
+    if not all(hashes):
+        raise DataError(f"--like: file {hashes.index('') + 1}: no image, or one that everything looks like", "name keys instead")
+    return list(hashes)
+
+
+def line_name(run: str) -> str:
+    """What a model line is called in the ledger: a packaged run's name, or the whole path of its file.
+
+    Raises:
+        ConfigError: no such run, or a faulty one.
+    """
+    from pipeline.config import packaged, resolve
+    from pipeline.storage import absolute
+
+    if run:
+        resolve(run)
+    return absolute(run) if run and run not in packaged("run") else run
+
+
 def _look_up(order: LookupOrder, *, to_stderr: bool) -> Looked | None:
     from launch.acts import carry_out
     from pipeline.orders import LookupAnswer
@@ -74,6 +100,9 @@ def add(
     prefix: Annotated[Values, typer.Option("--prefix", help="Beginning of keys.")] = None,
     digest: Annotated[Values, typer.Option("--digest", help="sha256 of an image file.")] = None,
     image: Annotated[Values, typer.Option("--image", metavar="FILE", help="An image file whose very bytes are meant.")] = None,
+    like: Annotated[
+        Values, typer.Option("--like", metavar="FILE", help="An image file: all that look like it are meant.")
+    ] = None,
     subject: Annotated[str, typer.Option("--subject", help="Who is in them; only a pseudonym is kept.")] = "",
     copies: Annotated[str, typer.Option("--copies", help="Retained copies: stop, include or ignore.")] = "stop",
     basis: Annotated[str, typer.Option("--basis", help="Why: e.g. GDPR-17-1-b.")] = "",
@@ -97,8 +126,10 @@ def add(
         from pipeline.ledger.states import FINAL
         from pipeline.ledger.store import open_ledger
 
+        line = line_name(line)
         files = [_image_digest(path) for path in image or []]
-        kind, values = chosen_values(keys=key, label=label, prefix=prefix, digest=[*(digest or []), *files])
+        hashes = _likenesses(like, to_stderr=as_json) if like else None
+        kind, values = chosen_values(keys=key, label=label, prefix=prefix, digest=[*(digest or []), *files], likeness=hashes)
         wish = Submission(
             kind=kind,
             values=values,
@@ -171,7 +202,7 @@ def import_requests(
             if not confirm:
                 refuse_broad([], looked, share=share, where=file)
         with open_ledger(ledger, key_file=pseudonym_key) as opened, opened.write() as tx:
-            done = import_file(tx, file, line=line, checked=looked is not None, confirmed=confirm)
+            done = import_file(tx, file, line=line, lines=line_name, checked=looked is not None, confirmed=confirm)
         if as_json:
             print_json(done)
             return

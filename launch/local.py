@@ -94,6 +94,9 @@ def refuse_erased(folder: str) -> None:
     if exists(join(folder, "erasure.json")) or exists(join(folder, "erasure-plan.json")):
         message = f"{folder}: the images of this run were erased from the source"
         raise ConfigError(message, "its model, report and proof stay; to run again, choose another name=")
+    if exists(join(folder, "retired.json")):
+        message = f"{folder}: checkpoints of this run were removed by its keep policy"
+        raise ConfigError(message, "its model and report stay; to run again, choose another name=")
 
 
 def _saved(config: RunConfig) -> bytes:

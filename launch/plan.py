@@ -53,6 +53,7 @@ class Plan:
     labels: int
     prefixes: int
     digests: int
+    likenesses: int
     gpus: int
     threads: int
     stages: tuple[StagePlan, ...]
@@ -79,7 +80,7 @@ def make_plan(config: RunConfig, batch: RequestBatch, forecast: Callable[[], For
     refuse_other_batch(folder, batch_digest(batch))
     refuse_erased(folder)
     machine = torchrun.resources(config.launch)
-    values: dict[str, set[str]] = {"keys": set(), "label": set(), "prefix": set(), "digest": set()}
+    values: dict[str, set[str]] = {"keys": set(), "label": set(), "prefix": set(), "digest": set(), "likeness": set()}
     for request in batch.requests:
         values[request.selector.kind].update(request.selector.values)
     manifest = _manifest(folder)
@@ -110,6 +111,7 @@ def make_plan(config: RunConfig, batch: RequestBatch, forecast: Callable[[], For
         labels=len(values["label"]),
         prefixes=len(values["prefix"]),
         digests=len(values["digest"]),
+        likenesses=len(values["likeness"]),
         gpus=machine.gpus,
         threads=machine.threads,
         stages=tuple(planned),
@@ -255,7 +257,8 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("folder", plan.folder),
         (
             "requests",
-            f"{plan.requests}: {plan.keys} keys, {plan.labels} labels, {plan.prefixes} prefixes, {plan.digests} digests",
+            f"{plan.requests}: {plan.keys} keys, {plan.labels} labels, {plan.prefixes} prefixes, {plan.digests} digests"
+            + (f", {plan.likenesses} likenesses" if plan.likenesses else ""),
         ),
         ("processors", f"{plan.gpus} GPUs" if plan.gpus else f"CPU, {plan.threads} threads per rank"),
     ]

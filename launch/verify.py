@@ -12,6 +12,7 @@ from typing import Literal
 import yaml
 
 from launch.local import refuse_other_batch
+from launch.retention import RETIRED, retired_files
 from pipeline.chain import CHAIN, PHASES, chain_for, config_digest, read_receipt
 from pipeline.config import RunConfig
 from pipeline.decode import decode, digest
@@ -43,17 +44,20 @@ class Findings:
 class _Hashes:
     """Hashes each file once, however many records name it, and words what is wrong with it."""
 
-    def __init__(self, folder: str, erasure: Erasure | None) -> None:
+    def __init__(self, folder: str, erasure: Erasure | None, retired: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.seen: dict[str, FileRef | None] = {}
         self._gone = {join(folder, item.uri) for item in erasure.removed} if erasure else set()
         self._now = {join(folder, item.uri): item for item in erasure.replaced} if erasure else {}
         self._gone -= set(self._now)
+        self._retired = {join(folder, name) for name in retired}
 
     def fault(self, ref: FileRef | ShardRef, said_by: str) -> str | None:
         uri = join(self.folder, ref.uri)
         if uri in self._gone:
             return f"{said_by}: {uri}: still there, although {PROOF} says that it was removed" if exists(uri) else None
+        if uri in self._retired:
+            return f"{said_by}: {uri}: still there, although {RETIRED} says that it was removed" if exists(uri) else None
         ref = self._now.get(uri, ref)
         if uri not in self.seen:
             try:
@@ -80,7 +84,7 @@ def verify(folder: str) -> Findings:
     config, faults = _config(folder)
     receipts = _receipts(folder, config, faults)
     erasure = _erasure(folder, faults)
-    hashes = _Hashes(folder, erasure)
+    hashes = _Hashes(folder, erasure, _retired(folder, faults))
     for receipt in receipts.values():
         said_by = f"stage {receipt.stage}"
         faults += [fault for ref in receipt.outputs if (fault := hashes.fault(ref, said_by))]
@@ -112,6 +116,14 @@ def _erasure(folder: str, faults: list[str]) -> Erasure | None:
         pass
     faults.append(f"{uri}: changed: not the proof of an erasure")
     return None
+
+
+def _retired(folder: str, faults: list[str]) -> tuple[str, ...]:
+    try:
+        return retired_files(folder)
+    except IntegrityError as fault:
+        faults.append(fault.message)
+        return ()
 
 
 def _config(folder: str) -> tuple[RunConfig | None, list[str]]:

@@ -13,6 +13,7 @@ from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
 from pipeline.ledger.refusals import Looked
 from pipeline.records import RequestBatch, record
+from pipeline.schedule_orders import SiftOrder, TraceOrder
 
 __all__ = [
     "ACTS",
@@ -26,6 +27,8 @@ __all__ = [
     "Forecast",
     "IndexAnswer",
     "IndexOrder",
+    "LikenessAnswer",
+    "LikenessOrder",
     "Linear",
     "LookupAnswer",
     "LookupOrder",
@@ -90,6 +93,20 @@ class LookupAnswer:
     """What the index says; None: the source is not indexed."""
 
     looked: Looked | None
+
+
+@record
+class LikenessOrder:
+    """Hash these image files."""
+
+    files: tuple[str, ...]
+
+
+@record
+class LikenessAnswer:
+    """16 hexadecimal digits a file; empty where it is no image, or has no such hash."""
+
+    hashes: tuple[str, ...]
 
 
 @record
@@ -382,6 +399,7 @@ ACTS: Mapping[str, type[Any]] = {
     "index": IndexOrder,
     "tombstone": BatchOrder,
     "lookup": LookupOrder,
+    "likeness": LikenessOrder,
     "forecast": BatchOrder,
     "erase": EraseOrder,
     "compare": CompareOrder,
@@ -391,6 +409,8 @@ ACTS: Mapping[str, type[Any]] = {
     "price": PriceOrder,
     "audit": AuditOrder,
     "planted": PlantedOrder,
+    "sift": SiftOrder,
+    "trace": TraceOrder,
     "shadows": ShadowsOrder,
 }
 """The order that each act takes."""

@@ -50,7 +50,7 @@ def record(cls: type[T]) -> type[T]:
 class Selector:
     """Which images a request means."""
 
-    kind: Literal["keys", "label", "prefix", "digest"]
+    kind: Literal["keys", "label", "prefix", "digest", "likeness"]
     values: tuple[str, ...]
 
 

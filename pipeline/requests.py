@@ -1,9 +1,10 @@
 """Request files: YAML, CSV or JSON lines -> one batch of deletion requests.
 
 YAML or JSON lines entries: `{request_id: r1, label: Trouser}`, `{request_id: r2, keys: [train-00017]}`,
-`{request_id: r3, prefix: person-12/}`, `{request_id: r4, digest: 9f86d0...}` (sha256 of the image file). CSV columns:
+`{request_id: r3, prefix: person-12/}`, `{request_id: r4, digest: 9f86d0...}` (sha256 of the image file),
+`{request_id: r5, likeness: 8f1c...}` (16 hexadecimal digits of a perceptual hash: all images that look like it). CSV columns:
 `request_id, kind, value` and optionally `copies, subject, received_at, due_at, basis, note`; `kind` is `label`, `key`,
-`prefix` or `digest`; rows that share a request_id and kind join.
+`prefix`, `digest` or `likeness`; rows that share a request_id and kind join.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PLANTED = "planted-"
 
 SELECTORS = {
     **{"label": "label", "labels": "label", "key": "keys", "keys": "keys", "prefix": "prefix", "prefixes": "prefix"},
-    **{"digest": "digest", "digests": "digest"},
+    **{"digest": "digest", "digests": "digest", "likeness": "likeness", "likenesses": "likeness"},
 }
 
 
@@ -62,7 +63,8 @@ def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
         name, kind, value = row.get("request_id") or f"r{number}", (row["kind"] or "").strip(), (row["value"] or "").strip()
         if kind not in SELECTORS or not value:
             raise ConfigError(
-                f"{where}: row {number}: kind '{kind}', value '{value}'", "kind: label, key, prefix or digest, with a value"
+                f"{where}: row {number}: kind '{kind}', value '{value}'",
+                "kind: label, key, prefix, digest or likeness, with a value",
             )
         rest = {k: v for k, v in row.items() if k not in ("kind", "value", "request_id") and k and v}
         entries.setdefault((name, SELECTORS[kind]), {"request_id": name, **rest, SELECTORS[kind]: []})[SELECTORS[kind]].append(
@@ -86,7 +88,7 @@ def _request(entry: Any, where: str) -> DeletionRequest:
         raise ConfigError(f"{where}: not a mapping", "write {request_id: r1, label: NAME}")
     chosen = [name for name in SELECTORS if name in entry]
     if len(chosen) != 1:
-        raise ConfigError(f"{where}: names {len(chosen)} of label, keys, prefix, digest", "name exactly one")
+        raise ConfigError(f"{where}: names {len(chosen)} of label, keys, prefix, digest, likeness", "name exactly one")
     given = entry[chosen[0]]
     values = tuple(str(value) for value in (given if isinstance(given, list) else [given]))
     if not values or not all(values):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.alike import BITS_APART, asks_for_likeness, spell_out
 from pipeline.data.copies import Copies, add_copies
 from pipeline.data.likeness import hash_images
 from pipeline.data.pack import SAMPLES_PER_SHARD, PackedSource
@@ -101,15 +102,18 @@ def select(
         IntegrityError: an index file was changed.
     """
     classes, parts = source.packed.classes, source.parts(source.training)
-    wanted = wanted_by(batch, classes)
-    chosen = choose(parts, wanted, len(classes))
-    example = source.rows(source.training[0])["key"][0].as_py()
-    refuse_unmatched(wanted, chosen, classes=classes, unseen=source.parts(source.unseen), example=example)
 
     def hashes() -> list[np.ma.MaskedArray]:
         folder = join(source.folder, "index")
         return hash_images(source.training, parts, folder, max_pixels=settings.max_pixels, workers=workers, progress=progress)
 
+    if asks_for_likeness(batch):
+        bits = BITS_APART if settings.near_bits is None else settings.near_bits
+        batch = spell_out(batch, parts=parts, hashes=hashes(), bits=bits)
+    wanted = wanted_by(batch, classes)
+    chosen = choose(parts, wanted, len(classes))
+    example = source.rows(source.training[0])["key"][0].as_py()
+    refuse_unmatched(wanted, chosen, classes=classes, unseen=source.parts(source.unseen), example=example)
     chosen, copies = add_copies(
         batch,
         chosen,

@@ -18,7 +18,7 @@ MORE_MONTHS = 2
 
 def time_text(when: datetime.datetime) -> str:
     """A moment as the ledger writes it: `2026-11-26T09:30:00.000000Z`."""
-    return when.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return when.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 @functools.lru_cache(maxsize=4096)

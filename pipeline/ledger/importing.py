@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,13 +35,22 @@ class Imported:
     entry: int
 
 
-def import_file(tx: Transaction, path: str, *, line: str = "", checked: bool = False, confirmed: bool = False) -> Imported:
+def import_file(
+    tx: Transaction,
+    path: str,
+    *,
+    line: str = "",
+    lines: Callable[[str], str] = str,
+    checked: bool = False,
+    confirmed: bool = False,
+) -> Imported:
     """Take in all requests of a file; the history gets one entry.
 
     Args:
         tx: a transaction that writes; it must not go on where this raises.
         path: a CSV or Parquet file with columns as in `tables.COLUMNS`; rows that share a request_id are one request.
         line: the model line of rows that name none.
+        lines: turns the name of a line into the ledger's, and raises where there is none; called once for each.
         checked: the values were looked up in an index.
         confirmed: a person agreed to whatever number of images that is.
 
@@ -49,7 +59,7 @@ def import_file(tx: Transaction, path: str, *, line: str = "", checked: bool = F
         StorageError: the file cannot be read.
     """
     with RowFile(path) as file:
-        taking = _Taking(tx, path, checked or confirmed)
+        taking = _Taking(tx, path, checked or confirmed, lines)
         for numbers, submission in _submissions(file, line):
             taking.add(numbers, submission)
         taking.flush()
@@ -96,15 +106,23 @@ def _submission(row: Mapping[str, str], values: list[str], line: str) -> Submiss
 class _Taking:
     """Requests on their way into the ledger, some thousands at a time."""
 
-    def __init__(self, tx: Transaction, path: str, checked: bool) -> None:
+    def __init__(self, tx: Transaction, path: str, checked: bool, lines: Callable[[str], str]) -> None:
         self.tx, self.path, self.state = tx, path, "queued" if checked else "received"
         self.secret, self.entry = tx.secret, tx.seq + 1
         self.kinds: set[str] = set()
+        self._line, self._lines = lines, dict[str, str]()
         self.rows = self.new = self.repeats = self.values = 0
         self._waiting: list[tuple[int, dict[str, Any], list[str]]] = []
         self._size = 0
 
     def add(self, numbers: list[int], submission: Submission) -> None:
+        if submission.line not in self._lines:
+            try:
+                self._lines[submission.line] = self._line(submission.line)
+            except ConfigError as fault:
+                raise ConfigError(f"{self.path}: row {numbers[0]}: line: {fault.message}", fault.cure) from None
+        if self._lines[submission.line] != submission.line:
+            submission = dataclasses.replace(submission, line=self._lines[submission.line])
         row, values = prepare(submission, self.secret, self.tx.now, where=f"{self.path}: row {numbers[0]}")
         self.rows += len(submission.values)
         self.kinds.add(submission.kind)

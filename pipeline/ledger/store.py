@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import getpass
 import json
 import logging
@@ -247,6 +248,8 @@ def _engine(address: sa.URL) -> sa.Engine:
 
 def _settle_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # Python's sqlite3 would begin by itself, and too late.
+    # Bytes that are no text must not hide from the check of the history which entry holds them.
+    connection.text_factory = functools.partial(str, encoding="utf-8", errors="surrogateescape")
     for pragma in ("foreign_keys = ON", "synchronous = FULL", f"cache_size = -{CACHE_KIB}"):
         connection.execute(f"PRAGMA {pragma}")
 

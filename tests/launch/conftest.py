@@ -16,6 +16,8 @@ from pipeline.chain import StageSpec
 from pipeline.config import RunConfig, read_batch, resolve, run_folder
 from pipeline.records import RequestBatch
 from tests.launch.fake_slurm import FakeSlurm
+from tests.support.finished import GROUPS
+from tests.support.releasing import WIDER, Place, moved, other_run, place, usual_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -88,3 +90,47 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.setattr(queue, "_client", fake)
     monkeypatch.setattr(queue, "require", lambda: None)
     return fake
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that may be released; never to be changed."""
+    return usual_run(tmp_path_factory.mktemp("usual"))
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of another batch on the same images; never to be changed."""
+    return other_run(tmp_path_factory.mktemp("other"))
+
+
+@pytest.fixture(scope="session")
+def wider(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that forgot all that `usual` did, and more; never to be changed."""
+    return other_run(tmp_path_factory.mktemp("wider"), requests=WIDER, groups=GROUPS, model=b"wider" * 1000)
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Place:
+    """A key, a secret, and a folder for releases with nothing in it."""
+    return place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _released(usual: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    made = place(tmp_path_factory.mktemp("released"))
+    made.send(usual, alias="production")
+    return made
+
+
+@pytest.fixture
+def shop(_released: Place, tmp_path: Path) -> Place:
+    """The same with the usual run released, under the alias `production`."""
+    return moved(_released, tmp_path / "a shop")
+
+
+@pytest.fixture
+def bundle(shop: Place) -> Path:
+    """The folder of that release."""
+    (folder,) = shop.line.glob("tiny-*")
+    return folder

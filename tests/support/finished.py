@@ -47,10 +47,10 @@ def tar_run_file(folder: Path, **over: Any) -> Path:
     return write_run_file(folder, **{"source": tar_source(folder), "requests": REQUESTS, **over})
 
 
-def finish(folder: Path, *, groups: tuple[tuple[str, str], ...] = GROUPS, **over: Any) -> Path:
-    """A finished run on the tars below `folder`; returns its folder."""
+def finish(folder: Path, *, groups: tuple[tuple[str, str], ...] = GROUPS, model: bytes = b"weights" * 1000, **over: Any) -> Path:
+    """A finished run on the tars below `folder`; returns its folder. `model`: bytes of its weights."""
     run = prepare(folder, **{"source": tar_source(folder), "requests": REQUESTS, **over})
-    fabricated.build(run, groups=groups, num=20)
+    fabricated.build(run, groups=groups, num=20, model=model)
     for name, value in (("0", 50), ("1", 100), ("retain", 200)):  # so that each picture is known by its bytes
         grid = draw([("truth", np.full((4, 8, 8, 1), value, dtype=np.uint8))])
         Path(run, "evaluation", f"grid_{name}.png").write_bytes(grid)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from pipeline.ledger.deadlines import add_months, later, moment, time_text
 
-MOMENTS = st.datetimes(datetime.datetime(1990, 1, 1), datetime.datetime(2150, 1, 1), timezones=st.just(datetime.UTC))
+MOMENTS = st.datetimes(datetime.datetime(1, 1, 1), datetime.datetime(2150, 1, 1), timezones=st.just(datetime.UTC))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pipeline.ledger.refusals import Looked, refuse_broad, refuse_unknown
 
 
 def test_an_unknown_value_is_named_by_its_place() -> None:
-    with pytest.raises(ConfigError, match="a.csv: unknown key: number 7 means no training image, and 2 more"):
+    with pytest.raises(ConfigError, match=r"a\.csv: unknown key: number 7 means no training image, and 2 more"):
         refuse_unknown(Looked(images=1, training=9, unknown=3, first=7, kind="key"), where="a.csv")
     refuse_unknown(Looked(images=1, training=9))
 

@@ -76,12 +76,14 @@ def build(
     parts: tuple[str, ...] = ("calibration", "forget", "retain"),
     num: int = 200,
     pictures: np.ndarray | None = None,
+    model: bytes = b"weights" * 1000,
 ) -> Job:
     """Write the run below `folder` and return the release stage's job.
 
     Args:
         parts: of the method's section; the phases and stages that it has.
         pictures: uint8 [n, H, W, C] for the grids; noise without.
+        model: bytes of the last weights.
     """
     made = tuple(
         Group(name=name, kind=kind, labels=(number,), samples=2000 if kind == "class" else 200)  # type: ignore[arg-type]
@@ -122,7 +124,7 @@ def build(
     for number in (*range(len(made)), "retain"):
         outputs["evaluate"][f"evaluation/grid_{number}.png"] = draw([(row, pictures) for row in rows])
     writer, weights = next((pair for part, pair in WRITERS.items() if part in parts), ("train", "original"))
-    outputs[writer][f"checkpoints/{weights}/model.safetensors"] = b"weights" * 1000
+    outputs[writer][f"checkpoints/{weights}/model.safetensors"] = model
     _phases(outputs)
     for name, files in outputs.items():
         for uri, content in files.items():

@@ -1,0 +1,107 @@
+"""Where the images that somebody asks about lie in the data of runs: read from the runs' own indexes, told as counts."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pipeline.data.rows import open_index
+from pipeline.data.selection import Chosen, Wanted, choose, means, wanted_by
+from pipeline.decode import decode
+from pipeline.errors import ConfigError, IntegrityError, StorageError
+from pipeline.records import DeletionRequest, FileRef, Manifest, RequestBatch
+from pipeline.schedule_orders import TraceAnswer, TracedRun, TracedShard, TraceOrder
+from pipeline.storage import exists, join, read_bytes
+
+__all__ = ["run"]
+
+T = TypeVar("T")
+SPLITS = ("original", "forget", "retain")
+
+
+def run(order: TraceOrder) -> TraceAnswer:
+    """Look the images up in each run's index; requests for what looks like an image are left out, for an index does not say that.
+
+    Raises:
+        IntegrityError: a manifest or a batch was changed.
+    """
+    return TraceAnswer(runs=tuple(_traced(folder, order.requests) for folder in order.folders))
+
+
+def _traced(folder: str, asked: tuple[DeletionRequest, ...]) -> TracedRun:
+    manifest = _read(Manifest, join(folder, "manifest.json"))
+    if manifest is None:
+        return TracedRun(folder=folder, state="gone")
+    wanted = _wanted(asked, manifest.classes)
+    parts, gone = _parts(folder, manifest)
+    if not parts:
+        return TracedRun(folder=folder, state="gone")
+    chosen = choose(parts, wanted, len(manifest.classes))
+    counts = _counts(chosen, parts)
+    shards = tuple(
+        TracedShard(split=split, uri=join(folder, ref.uri), sha256=ref.sha256, images=images)
+        for split in SPLITS
+        for ref in manifest.split(split).shards
+        if (images := counts[join(folder, ref.index), ref.row_group])
+    )
+    totals = {split: sum(shard.images for shard in shards if shard.split == split) for split in SPLITS}
+    batch = _read(RequestBatch, join(folder, "shards", "batch.json"))
+    return TracedRun(
+        folder=folder,
+        state="part" if gone else "read",
+        images=totals,
+        shards=shards,
+        requests=_meaning(batch, chosen, manifest.classes) if batch else (),
+    )
+
+
+def _read(cls: type[T], uri: str) -> T | None:
+    if not exists(uri):
+        return None
+    try:
+        return decode(cls, json.loads(read_bytes(uri)), where=uri, error=IntegrityError)
+    except ValueError:
+        raise IntegrityError(f"{uri}: changed after it was written", "restore the file") from None
+
+
+def _wanted(asked: tuple[DeletionRequest, ...], classes: tuple[str, ...]) -> Wanted:
+    """What the requests ask for; one that this source has no such class for asks for nothing here."""
+    possible = []
+    for request in (request for request in asked if request.selector.kind != "likeness"):
+        with contextlib.suppress(ConfigError):
+            wanted_by(RequestBatch(requests=(request,)), classes)
+            possible.append(request)
+    return wanted_by(RequestBatch(requests=tuple(possible)), classes)
+
+
+def _parts(folder: str, manifest: Manifest) -> tuple[list[FileRef], int]:
+    """The files of the index that are still there and unchanged, with addresses that stand alone, and the number of others."""
+    parts, gone = [], 0
+    for ref in manifest.index:
+        uri = join(folder, ref.uri)
+        try:
+            open_index(uri, ref.sha256)
+            parts.append(FileRef(uri=uri, sha256=ref.sha256, bytes=ref.bytes))
+        except (StorageError, IntegrityError, FileNotFoundError):
+            gone += 1  # an erasure removes or rewrites what holds rows of deleted images
+    return parts, gone
+
+
+def _counts(chosen: Chosen, parts: list[FileRef]) -> Mapping[tuple[str, int], int]:
+    """How many of the images each row group of an index file holds."""
+    places = zip(chosen.part.tolist(), chosen.row_group.tolist(), strict=True)
+    return collections.Counter((parts[part].uri, row_group) for part, row_group in places)
+
+
+def _meaning(batch: RequestBatch, chosen: Chosen, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The requests of a batch that mean one of the images."""
+    found = []
+    for request in (request for request in batch.requests if request.selector.kind != "likeness"):
+        with contextlib.suppress(ConfigError):
+            wanted = wanted_by(RequestBatch(requests=(request,)), classes)
+            if any(means(wanted, *row) for row in chosen.rows):
+                found.append(request.request_id)
+    return tuple(sorted(found))
