@@ -1,7 +1,7 @@
 """One call a signal, and where it goes: log lines, webhooks, OpenLineage.
 
-What is sent waits in an outbox first. Whatever the ledger's history tells is put there as well by `follow`, under the same names:
-a host that dies between a commit and its signal loses none.
+What is sent waits in an outbox first. Whatever the ledger's history tells is told by `follow` as well, under the same names: a
+host that dies between a commit and its signal loses none, and one host may tell of the work of all.
 """
 
 from __future__ import annotations
@@ -103,15 +103,22 @@ class Signals:
         Raises:
             ValueError: an unknown event or fact: a fault of the program.
         """
-        told, at = checked(event, facts), time_text(self._clock())
-        name = event_id(event, told, self._scope)
+        at = time_text(self._clock())
+        told = checked(event, {"at": at, **facts} if event == "tick" else facts)
         try:
-            self._write_log({"time": at, "event": event, "event_id": name, **told})
-            self._post(event, name, told, at)
+            self._tell(event, told, at)
             if event == "tick" and self._outbox is not None:
                 self._outbox.mark(LAST_TICK, at)
         except (OSError, sqlite3.Error) as fault:
             self._complain(f"a signal could not be written ({type(fault).__name__})")
+
+    def _tell(self, event: str, told: Mapping[str, Any], at: str) -> None:
+        if self._outbox is None:
+            return
+        name = event_id(event, told, self._scope)
+        if self._log and self._outbox.note("log", name, event):
+            self._write_log({"time": at, "event": event, "event_id": name, **told})
+        self._post(self._outbox, event, name, told, at)
 
     def _write_log(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line) + "\n"
@@ -123,15 +130,13 @@ class Signals:
             with open(os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8") as stream:
                 stream.write(text)
 
-    def _post(self, event: str, name: str, told: Mapping[str, Any], at: str) -> None:
-        if self._outbox is None:
-            return
+    def _post(self, outbox: Outbox, event: str, name: str, told: Mapping[str, Any], at: str) -> None:
         if self._webhook and event in self._events:
             body = {"type": f"unlearn.{event}", "timestamp": at, "data": told}
-            self._outbox.put("webhook", name, event, json.dumps(body))
+            outbox.put("webhook", name, event, json.dumps(body))
         lineage = openlineage.run_event(event, told, scope=self._scope, at=at) if self._lineage else None
         if lineage is not None:
-            self._outbox.put("openlineage", name, event, json.dumps({"run": told.get("run", ""), "event": lineage}))
+            outbox.put("openlineage", name, event, json.dumps({"run": told.get("run", ""), "event": lineage}))
 
     def _complain(self, words: str) -> None:
         if not self._complained:
@@ -139,7 +144,7 @@ class Signals:
         self._complained = True
 
     def follow(self) -> None:
-        """Put into the outbox what the ledger's history tells since the last time and no signal told."""
+        """Tell what the ledger's history tells since the last time, by whatever host, and no signal told."""
         if self._ledger is None or self._outbox is None:
             return
         from pipeline.ledger import batches, history
@@ -149,11 +154,12 @@ class Signals:
             with self._ledger.read() as tx:
                 while page := history.entries(tx, after=after):
                     for entry in page:
-                        facts = _followed(entry) if entry["what"] == "batch" else None
-                        if facts is not None:
+                        event, facts = _followed(entry)
+                        if "batch_id" in facts:
                             row = batches.find(tx, entry["name"])
-                            told = checked(facts[0], {"line": row["line"], "run": row["folder"], **facts[1]})
-                            self._post(facts[0], event_id(facts[0], told, self._scope), told, entry["at"])
+                            facts = {"line": row["line"], "run": row["folder"], **facts}
+                        if event:
+                            self._tell(event, checked(event, facts), entry["at"])
                         after = int(entry["seq"])
             self._outbox.mark(self._place, str(after))
         except (OSError, sqlite3.Error, UnlearnError) as fault:
@@ -207,12 +213,14 @@ def _first_hash(tx: Any) -> str:
     return str(first[0]["hash"])[:16] if first else ""
 
 
-def _followed(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The signal that an entry of a batch is, and its facts; None: it is none."""
-    detail = json.loads(entry["detail"])
-    event = FOLLOWED.get(entry["event"])
-    if event is None or (event == "batch_closed" and "was" in detail):  # closed again, to be tried again
-        return None
+def _followed(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The signal that an entry is, and its facts; an empty name: it is none."""
+    detail, event = json.loads(entry["detail"]), FOLLOWED.get(entry["event"], "")
+    if entry["what"] == "release" and entry["event"] == "rolled back":
+        line, _, alias = str(entry["name"]).rpartition("/")
+        return "rolled_back", {"line": line, "alias": alias, "number": detail.get("number"), "model_id": detail.get("model")}
+    if entry["what"] != "batch" or not event or (event == "batch_closed" and "was" in detail):  # closed to be tried again
+        return "", {}
     told = {"batch_id": entry["name"]}
     if event == "batch_closed":
         return event, {**told, "requests": detail["requests_count"], "reason": detail["reason"], "due_at": detail["due_at"]}
@@ -253,6 +261,6 @@ def open_signals(
     if unknown := sorted(events - set(EVENTS)):
         raise ConfigError(f"UNLEARN_WEBHOOK_EVENTS: {unknown[0]}: no such event", f"choose from {', '.join(EVENTS)}")
     path = wish("outbox")
-    outbox = Outbox(path or DEFAULT_OUTBOX) if webhook or lineage or path else None
     where = {"log_json": wish("log_json"), "webhook": webhook, "lineage": lineage}
+    outbox = Outbox(path or DEFAULT_OUTBOX) if any(where.values()) or path else None
     return Signals(**where, secret=secret, events=events, outbox=outbox, ledger=ledger, clock=clock)

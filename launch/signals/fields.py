@@ -25,7 +25,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "run_failed": ("batch_id", "attempt"),
     "evaluated": ("batch_id", "attempt"),
     "released": ("batch_id", "attempt"),
-    "rolled_back": ("batch_id", "attempt"),
+    "rolled_back": ("batch_id", "attempt", "alias", "number"),
     "tick": ("host", "at"),
 }
 """The events, and the facts of each that make it this one and no other."""
@@ -54,7 +54,8 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "model_id": _text(_SHA256),
     "will_retry": lambda value: isinstance(value, bool),
     **dict.fromkeys(
-        ("attempt", "requests", "seconds", "sample_gradients", "images", "closed", "claimed", "failed", "released"), _number
+        ("attempt", "number", "requests", "seconds", "sample_gradients", "images", "closed", "claimed", "failed", "released"),
+        _number,
     ),
 }
 """Every fact that a signal may have, and what its values look like."""

@@ -86,6 +86,12 @@ class Outbox:
         done = self._connection.execute("INSERT OR IGNORE INTO item VALUES (?, ?, ?, ?, ?, 0, ?, NULL)", row)
         return done.rowcount == 1
 
+    def note(self, target: str, event_id: str, event: str) -> bool:
+        """Remember an event as told to a target at once; False where it was told before."""
+        row = (target, event_id, event, self._clock(), self._clock(), self._clock())
+        done = self._connection.execute("INSERT OR IGNORE INTO item VALUES (?, ?, ?, '', ?, 0, ?, ?)", row)
+        return done.rowcount == 1
+
     def take(self) -> Item | None:
         """The oldest item that is due, held for this sender; None: there is none."""
         with self._alone() as connection:

@@ -47,6 +47,11 @@ def test_an_event_is_put_once_for_each_target_even_after_it_was_sent(outbox: Out
     assert not outbox.put("webhook", "e1", "overdue", "{}") and outbox.waiting() == 0
 
 
+def test_what_was_told_at_once_is_noted_and_not_sent(outbox: Outbox) -> None:
+    assert outbox.note("log", "e1", "overdue") and not outbox.note("log", "e1", "overdue")
+    assert outbox.waiting() == 0 and outbox.take() is None
+
+
 def test_a_failed_event_waits_and_is_tried_again(outbox: Outbox, clock: Clock) -> None:
     outbox.put("webhook", "e1", "overdue", "{}")
 
