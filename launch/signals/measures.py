@@ -29,7 +29,7 @@ HELP = {
     "unlearn_requests_due_soon": "Open requests that are due within seven days, overdue ones not counted.",
     "unlearn_batches": "Batches of requests by state and model line.",
     "unlearn_batches_lease_expired": "Batches at work whose worker has let its lease run out.",
-    "unlearn_models": "Released models whose weights are still kept.",
+    "unlearn_models": "Models of a line whose weights are still kept.",
     "unlearn_alias_changes": "Changes of the aliases of a line so far.",
     "unlearn_history_entries": "Entries in the ledger's history.",
     "unlearn_last_tick_timestamp_seconds": "When the scheduler last did its round, in seconds since 1970.",

@@ -73,12 +73,12 @@ def _conditions(asked: Search, now: str) -> list[sa.ColumnElement[bool]]:
         found.append(REQUEST.c.kind == asked.kind)
     if asked.state in REQUEST_MOVES:
         found.append(REQUEST.c.state == asked.state)
-    elif asked.state != "all" or asked.due:
+    elif asked.state != "all":
         found.append(REQUEST.c.state.not_in(FINAL))
-    if asked.due == "overdue":
-        found.append(REQUEST.c.due_at < now)
-    elif asked.due == "soon":
-        found += [REQUEST.c.due_at >= now, REQUEST.c.due_at <= later(now, SOON_SECONDS)]
+    if asked.due in ("overdue", "soon"):  # what is closed is neither
+        found.append(REQUEST.c.state.not_in(FINAL))
+        near = (REQUEST.c.due_at >= now, REQUEST.c.due_at <= later(now, SOON_SECONDS))
+        found += [REQUEST.c.due_at < now] if asked.due == "overdue" else near
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from launch.web.views import in_force, model_view
 from pipeline.ledger import lineage
 from pipeline.ledger.requests import find
 from pipeline.ledger.store import Transaction
@@ -62,13 +63,5 @@ def _of_model(tx: Transaction, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(tx: Transaction, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Model rows with the aliases that name them now."""
-    found = lineage.aliases_of(tx, [row["model_id"] for row in rows])
-    return [
-        {
-            **{name: row[name] for name in ("model_id", "line", "batch_id", "made_at", "verdict", "removed_at")},
-            "run": str(row["folder"]).rstrip("/").rsplit("/", 1)[-1],
-            "aliases": [alias["name"] for alias in found if alias["model_id"] == row["model_id"] and alias["in_force"]],
-        }
-        for row in rows
-    ]
+    named = in_force(tx)
+    return [model_view(row, named) for row in rows]

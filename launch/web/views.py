@@ -28,6 +28,7 @@ __all__ = [
     "check_chain",
     "entry_view",
     "in_force",
+    "model_view",
     "one_batch",
     "one_request",
     "past",
@@ -153,7 +154,7 @@ def one_batch(tx: Transaction, batch_id: str, *, page: int = 1) -> dict[str, Any
     told = [entry_view(entry) for entry in history.entries(tx, "batch", batch_id, limit=ENTRIES_SHOWN)]
     made = sa.select(MODEL).where(MODEL.c.batch_id == batch_id).order_by(MODEL.c.made_at)
     named = in_force(tx)
-    models = [{**model, "aliases": named.get(model["model_id"], [])} for model in tx.execute(made).mappings()]
+    models = [model_view(dict(model), named) for model in tx.execute(made).mappings()]
     return {"batch": row, "outcomes": outcomes, "rows": rows, "page": page, "pages": pages, "history": told, "models": models}
 
 
@@ -177,12 +178,21 @@ def releases(tx: Transaction) -> dict[str, Any]:
     now = {(row["line"], row["name"]): row for row in changes}
     models = tx.execute(sa.select(MODEL).order_by(MODEL.c.made_at.desc(), MODEL.c.model_id).limit(PAGE)).mappings()
     named = in_force(tx)
-    shown = [{**row, "aliases": named.get(row["model_id"], []), "run": _last(row["folder"])} for row in models]
+    shown = [model_view(dict(row), named) for row in models]
     return {"aliases": list(now.values()), "changes": changes[::-1][:PAGE], "models": shown}
 
 
-def _last(folder: str) -> str:
-    return folder.rstrip("/").rsplit("/", 1)[-1]
+def model_view(row: Mapping[str, Any], named: Mapping[str, list[str]]) -> dict[str, Any]:
+    """A model's row as it is shown, with the aliases that name it now; `kind` is empty for what was only released.
+
+    Args:
+        row: of the table.
+        named: as `in_force` has them.
+    """
+    shown = {name: row[name] for name in ("model_id", "line", "batch_id", "made_at", "verdict", "removed_at")}
+    kind = row["digests"].get("kind", "") if isinstance(row["digests"], dict) else ""
+    run = str(row["folder"]).rstrip("/").rsplit("/", 1)[-1]
+    return {**shown, "kind": str(kind), "run": run, "aliases": named.get(row["model_id"], [])}
 
 
 def past(tx: Transaction, *, before: int = 0) -> dict[str, Any]:
