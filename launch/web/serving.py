@@ -56,6 +56,7 @@ def run_server(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen()  # whoever is told the address may come at once
         except OSError as fault:
             raise StorageError(
                 f"--host {host} --port {port}: {fault.strerror}", "choose another port, or an address of this machine"

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from pipeline.decode import canonical
 from pipeline.ledger import batches, history, requests
 from pipeline.ledger.leases import claim
 from pipeline.ledger.requests import Submission
-from pipeline.ledger.schema import ALIAS, MODEL, MODEL_OBJECT
+from pipeline.ledger.schema import ALIAS, MODEL, MODEL_OBJECT, REQUEST, REQUEST_VALUE
 from pipeline.ledger.store import Ledger, Transaction
 from pipeline.records import Receipt
 from pipeline.storage import publish_bytes
@@ -190,10 +189,14 @@ def write_report(folder: Path, line: str, seed: int) -> None:
 
 
 def many(ledger: Ledger, number: int) -> None:
-    """So many requests in one transaction."""
+    """So many requests named `req-000000` and so on, straight into the tables: for tests of reading."""
     with ledger.write() as tx:
-        rows: Sequence[int] = range(number)
-        for n in rows:
-            requests.submit(
-                tx, Submission(kind="keys", values=(f"k{n}",), line=LINES[n % 3], request_id=f"req-{n:06d}"), checked=True
-            )
+        submission = Submission(kind="keys", values=("k",), line=LINES[0])
+        row, _ = requests.prepare(submission, tx.secret, tx.now)
+        own = [
+            {"request_id": f"req-{n:06d}", "fingerprint": f"{n:032d}", "line": LINES[n % 3], "state": "queued", "entry": 1}
+            for n in range(number)
+        ]
+        columns = tuple({**row, **own[0]})
+        tx.insert(REQUEST, columns, [tuple({**row, **item}[name] for name in columns) for item in own])
+        tx.insert(REQUEST_VALUE, ("request_id", "value"), [(item["request_id"], f"k{n}") for n, item in enumerate(own)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,8 @@ def test_a_search_as_a_link_says_only_what_differs() -> None:
 
 
 def test_ten_thousand_requests_are_searched_at_once(tmp_path: Path) -> None:
-    import time
-
     with open_ledger(f"sqlite:///{tmp_path}/ledger.sqlite", clock=Clock()) as ledger:
-        with ledger.write() as tx:  # straight into the table: this is about reading
-            row, _ = requests.prepare(requests.Submission(kind="keys", values=("k",), line="demo"), tx.secret, tx.now)
-            row |= {"state": "queued", "entry": 1}
-            rows = [{**row, "request_id": f"req-{n:06d}", "fingerprint": f"{n:032d}"} for n in range(10_000)]
-            tx.insert(requests.REQUEST, tuple(row), [tuple(item[name] for name in row) for item in rows])
+        many(ledger, 10_000)
         start = time.perf_counter()
         assert found(ledger, q="00777").total == 11 and found(ledger, page=100).rows[-1]["request_id"] == "req-009999"
         assert time.perf_counter() - start < 1.0

@@ -36,6 +36,9 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         if started.poll() is None:
             os.kill(started.pid, signal.SIGKILL)
             started.wait()
+        for stream in (started.stdout, started.stderr):
+            if stream is not None:
+                stream.close()
     assert "marker-in-a-search" not in said + complained and "Traceback" not in complained
 
 
