@@ -33,8 +33,8 @@ STAGES = ("shard", "train", "retrain", "calibrate", "forget", "certify", "retain
 def made_by(folder: str) -> tuple[Made, ...]:
     """The models of a finished run, each after the one that it began as.
 
-    An original that was given to the run saw nothing here, so it has no shards; where another run made it, the ledger knows it from
-    there. A reference that was given is left out.
+    An original that was given to the run saw nothing here, so it has no shards; where another run made it, the ledger knows it
+    from there. A reference that was given is left out.
 
     Raises:
         IntegrityError: manifest, report or a receipt was changed.

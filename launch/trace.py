@@ -192,7 +192,7 @@ def _perhaps(tx: Transaction, own: Sequence[dict[str, Any]], whole: Collection[s
     return [
         row["model_id"]
         for row in lineage.models_that_saw(tx, [(item["uri"], item["sha256"]) for item in objects])
-        if row["role"] == "trained" and row["folder"] not in whole | ran and not digests <= set(skipped.get(row["folder"], ()))
+        if row["role"] == "trained" and row["folder"] not in {*whole, *ran} and not digests <= set(skipped.get(row["folder"], ()))
     ]
 
 

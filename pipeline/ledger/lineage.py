@@ -55,8 +55,8 @@ class Seen:
 
 @record
 class Made:
-    """A model that a run made, or began with. `kind`: original, given, retrained, forgotten, certified or unlearned. `parent`: the
-    model that it began as, None where it began from nothing."""
+    """A model that a run made, or began with. `kind`: original, given, retrained, forgotten, certified or unlearned. `parent`:
+    the model that it began as, None where it began from nothing."""
 
     model_id: str
     kind: str
