@@ -59,5 +59,12 @@ def _without_password(url: str) -> str:
         found = sa.make_url(url)
     except sa.exc.ArgumentError:
         raise ConfigError("--ledger: not an address of a database", "write sqlite:///FILE or postgresql://HOST/NAME") from None
-    where = {"host": found.host, "port": found.port, "database": found.database, "query": found.query}
-    return sa.URL.create(found.drivername, username=found.username, **where).render_as_string()
+    bare = sa.URL.create(
+        found.drivername,
+        username=found.username,
+        host=found.host,
+        port=found.port,
+        database=found.database,
+        query=found.query,
+    )
+    return bare.render_as_string()
