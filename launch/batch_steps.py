@@ -170,10 +170,10 @@ def _carry_on(work: _Work) -> Step:
     try:
         skipping = work.desk.policy.tombstones
         if skipping and not work.own_original and not work.run.jobs.get("sent"):
-            work.runner.skip_images(work.run)
+            _skip_images(work)
         word = work.runner.carry_on(work.run, note)
         if skipping and work.own_original and word == "":
-            work.runner.skip_images(work.run)
+            _skip_images(work)
         made = made_by(work.run.folder) if word == "" else ()
     except Asked:
         raise
@@ -188,6 +188,14 @@ def _carry_on(work: _Work) -> Step:
         lineage.record_made(tx, made, line=work.row["line"], batch_id=name, folder=work.run.folder)
         batches.move(tx, name, "evaluated", lease=work.lease)
     return Step(batch_id=name, state="evaluated")
+
+
+def _skip_images(work: _Work) -> None:
+    """From now on no stream reads the batch's images; of runs that begin later, the ledger knows that they never did."""
+    work.runner.skip_images(work.run)
+    with work.desk.ledger.write() as tx:
+        leases.refuse_lost(tx, work.lease)
+        history.append(tx, "batch", work.lease.batch_id, lineage.SKIPPED, {})
 
 
 def stopped(desk: Desk, lease: Lease) -> None:

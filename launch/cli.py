@@ -13,7 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import cli_audit, cli_jobs, cli_keys, cli_ledger, cli_release, cli_requests, cli_schedule, cli_serve, cli_verify
+from launch import (
+    cli_audit,
+    cli_jobs,
+    cli_keys,
+    cli_ledger,
+    cli_release,
+    cli_requests,
+    cli_schedule,
+    cli_serve,
+    cli_trace,
+    cli_verify,
+)
 from launch.answering import AsJson, Overrides, Run, answering
 
 __all__ = ["app", "main"]
@@ -352,6 +363,7 @@ cli_ledger.add_to(app)
 cli_release.add_to(app)
 cli_keys.add_to(app)
 cli_schedule.add_to(app)
+cli_trace.add_to(app)
 
 
 def main() -> None:

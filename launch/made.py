@@ -33,8 +33,8 @@ STAGES = ("shard", "train", "retrain", "calibrate", "forget", "certify", "retain
 def made_by(folder: str) -> tuple[Made, ...]:
     """The models of a finished run, each after the one that it began as.
 
-    Weights that were given to the run (`original` or `reference` of its configuration) saw nothing here, so they have no shards;
-    where another run made them, the ledger knows them from there.
+    An original that was given to the run saw nothing here, so it has no shards; where another run made it, the ledger knows it
+    from there. A reference that was given is left out.
 
     Raises:
         IntegrityError: manifest, report or a receipt was changed.
@@ -47,9 +47,13 @@ def made_by(folder: str) -> tuple[Made, ...]:
     verdict = str((read_report(folder).get("verdict") or {}).get("outcome", ""))
     given = {"train": config.original != "train", "retrain": config.reference != "retrain"}
 
+    # The source's own shards that held what was forgotten, too: once the run's index is erased, only this says which.
+    kept = {ref.uri for ref in manifest.split("retain").shards}
+    touched = [ref for ref in manifest.split("original").shards if ref.uri not in kept]
+
     def seen(split: str, role: str) -> tuple[Seen, ...]:
         shards = manifest.split(split).shards if split else ()
-        found = {(join(folder, ref.uri), ref.sha256) for ref in shards}
+        found = {(join(folder, ref.uri), ref.sha256) for ref in (*shards, *(touched if split == "forget" else ()))}
         return tuple(Seen(uri=uri, version="", sha256=sha256, role=role) for uri, sha256 in sorted(found))  # type: ignore[arg-type]
 
     models: list[Made] = []
@@ -57,13 +61,13 @@ def made_by(folder: str) -> tuple[Made, ...]:
     for stage, uri, kind, trained, forgotten in MODELS:
         receipt = read_receipt(folder, stage)
         sha256 = _outputs(receipt).get(uri)
-        if receipt is None or sha256 is None:
+        if receipt is None or sha256 is None or (stage == "retrain" and given[stage]):
             continue
         began = stage in ("train", "retrain")
         models.append(
             Made(
                 model_id=sha256,
-                kind=kind,
+                kind="given" if given.get(stage) else kind,
                 uri=join(folder, uri),
                 made_at=receipt.ended_at,
                 verdict="",

@@ -56,6 +56,15 @@ def _without_password(url: str) -> str:
     import sqlalchemy as sa
 
     try:
-        return sa.make_url(url).set(password=None).render_as_string()
+        found = sa.make_url(url)
     except sa.exc.ArgumentError:
         raise ConfigError("--ledger: not an address of a database", "write sqlite:///FILE or postgresql://HOST/NAME") from None
+    bare = sa.URL.create(
+        found.drivername,
+        username=found.username,
+        host=found.host,
+        port=found.port,
+        database=found.database,
+        query=found.query,
+    )
+    return bare.render_as_string()

@@ -30,10 +30,14 @@ class SiftAnswer:
 
 @record
 class TraceOrder:
-    """Where do the images that `requests` mean lie in the data of runs, and which of the runs' own requests mean them too?"""
+    """Where do the images that `requests` mean lie in the data of runs, and which of the runs' own requests mean them too?
+
+    `skipped`: folder -> digests of batches whose images had tombstones before that run began: it did not read them.
+    """
 
     folders: tuple[str, ...]
     requests: tuple[DeletionRequest, ...]
+    skipped: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 @record

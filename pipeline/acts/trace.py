@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from pipeline.data.rows import open_index
 from pipeline.data.selection import Chosen, Wanted, choose, means, wanted_by
+from pipeline.data.tombstones import read_tombstones
 from pipeline.decode import decode
 from pipeline.errors import ConfigError, IntegrityError, StorageError
 from pipeline.records import DeletionRequest, FileRef, Manifest, RequestBatch
@@ -28,10 +31,10 @@ def run(order: TraceOrder) -> TraceAnswer:
     Raises:
         IntegrityError: a manifest or a batch was changed.
     """
-    return TraceAnswer(runs=tuple(_traced(folder, order.requests) for folder in order.folders))
+    return TraceAnswer(runs=tuple(_traced(folder, order.requests, order.skipped.get(folder, ())) for folder in order.folders))
 
 
-def _traced(folder: str, asked: tuple[DeletionRequest, ...]) -> TracedRun:
+def _traced(folder: str, asked: tuple[DeletionRequest, ...], before: Collection[str]) -> TracedRun:
     manifest = _read(Manifest, join(folder, "manifest.json"))
     if manifest is None:
         return TracedRun(folder=folder, state="gone")
@@ -40,12 +43,13 @@ def _traced(folder: str, asked: tuple[DeletionRequest, ...]) -> TracedRun:
     if not parts:
         return TracedRun(folder=folder, state="gone")
     chosen = choose(parts, wanted, len(manifest.classes))
-    counts = _counts(chosen, parts)
+    dead = _dead(folder, manifest, before)
+    counts = {split: _counts(chosen, parts, dead if split != "forget" else frozenset()) for split in SPLITS}
     shards = tuple(
         TracedShard(split=split, uri=join(folder, ref.uri), sha256=ref.sha256, images=images)
         for split in SPLITS
         for ref in manifest.split(split).shards
-        if (images := counts[join(folder, ref.index), ref.row_group])
+        if (images := counts[split][join(folder, ref.index), ref.row_group])
     )
     totals = {split: sum(shard.images for shard in shards if shard.split == split) for split in SPLITS}
     batch = _read(RequestBatch, join(folder, "shards", "batch.json"))
@@ -90,10 +94,20 @@ def _parts(folder: str, manifest: Manifest) -> tuple[list[FileRef], int]:
     return parts, gone
 
 
-def _counts(chosen: Chosen, parts: list[FileRef]) -> Mapping[tuple[str, int], int]:
-    """How many of the images each row group of an index file holds."""
-    places = zip(chosen.part.tolist(), chosen.row_group.tolist(), strict=True)
-    return collections.Counter((parts[part].uri, row_group) for part, row_group in places)
+def _dead(folder: str, manifest: Manifest, before: Collection[str]) -> frozenset[bytes]:
+    """sha256 of the keys that the run's streams skipped from the beginning; what it was there to forget, it read."""
+    source = posixpath.basename(manifest.source_folder)
+    stones = read_tombstones(posixpath.dirname(folder)) if before else ()
+    return frozenset(
+        bytes.fromhex(key) for one in stones if one.source == source and one.batch_digest in before for key in one.keys
+    )
+
+
+def _counts(chosen: Chosen, parts: list[FileRef], dead: frozenset[bytes]) -> Mapping[tuple[str, int], int]:
+    """How many of the images that were not skipped each row group of an index file holds."""
+    places = zip(chosen.part.tolist(), chosen.row_group.tolist(), chosen.keys, strict=True)
+    read = [(part, group) for part, group, key in places if hashlib.sha256(key.encode()).digest() not in dead]
+    return collections.Counter((parts[part].uri, group) for part, group in read)
 
 
 def _meaning(batch: RequestBatch, chosen: Chosen, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from pipeline.ledger import history
-from pipeline.ledger.schema import ALIAS, BATCH, BATCH_REQUEST, MODEL, MODEL_OBJECT, REQUEST, REQUEST_VALUE
+from pipeline.ledger.schema import ALIAS, BATCH, BATCH_REQUEST, HISTORY, MODEL, MODEL_OBJECT, REQUEST, REQUEST_VALUE
 from pipeline.ledger.store import Transaction
 from pipeline.records import record
 
 __all__ = [
+    "SKIPPED",
     "Made",
     "Seen",
     "alias_history",
@@ -32,8 +33,11 @@ __all__ = [
     "requests_of_batches",
     "requests_of_subject",
     "runs",
+    "skipped_before",
 ]
 
+SKIPPED = "images skipped"
+"""The event that a batch's tombstones are set."""
 PIECE = 500
 """Values of one query; databases take some thousands at most."""
 
@@ -51,8 +55,8 @@ class Seen:
 
 @record
 class Made:
-    """A model that a run made. `kind`: original, retrained, forgotten, certified or unlearned. `parent`: the model that it began
-    as, None where it began from nothing."""
+    """A model that a run made, or began with. `kind`: original, given, retrained, forgotten, certified or unlearned. `parent`:
+    the model that it began as, None where it began from nothing."""
 
     model_id: str
     kind: str
@@ -145,6 +149,22 @@ def runs(tx: Transaction, *, line: str = "", batches: Collection[str] | None = N
     return [(row["batch_id"], row["folder"]) for row in _rows(tx, query)]
 
 
+def skipped_before(tx: Transaction) -> dict[str, tuple[str, ...]]:
+    """Run folder -> digests of the batches whose tombstones were set before that run first began."""
+    first = sa.select(HISTORY.c.name, HISTORY.c.event, sa.func.min(HISTORY.c.seq).label("seq"))
+    first = first.where(HISTORY.c.what == "batch", HISTORY.c.event.in_(("running", SKIPPED)))
+    rows = _rows(tx, sa.select(BATCH.c.batch_id, BATCH.c.folder, BATCH.c.requests_digest).where(BATCH.c.folder != ""))
+    known = {row["batch_id"]: row for row in rows}
+    began, skipped = dict[str, int](), dict[str, int]()
+    for row in _rows(tx, first.group_by(HISTORY.c.name, HISTORY.c.event)):
+        (began if row["event"] == "running" else skipped)[row["name"]] = row["seq"]
+    found = {}
+    for name in began.keys() & known.keys():
+        before = {known[other]["requests_digest"] for other, seq in skipped.items() if seq < began[name] and other != name}
+        found[known[name]["folder"]] = tuple(sorted(before))
+    return found
+
+
 def models_of_batches(tx: Transaction, batches: Collection[str]) -> list[dict[str, Any]]:
     """The rows of the models that were made for the batches, oldest first."""
     query = sa.select(MODEL).where(tx.any_of(MODEL.c.batch_id, batches))
@@ -187,8 +207,14 @@ def objects_of(tx: Transaction, model_id: str) -> list[dict[str, Any]]:
     return _rows(tx, query.order_by(MODEL_OBJECT.c.uri, MODEL_OBJECT.c.version, MODEL_OBJECT.c.role))
 
 
-def models_that_saw(tx: Transaction, shards: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Model rows with the role in which each saw one of the shards, given as (uri, sha256); each model and role once."""
+def models_that_saw(tx: Transaction, shards: Iterable[tuple[str, str]], *, folder: str = "") -> list[dict[str, Any]]:
+    """Model rows with the role in which each saw one of the shards, given as (uri, sha256); each model and role once.
+
+    Args:
+        tx: any transaction.
+        shards: contents, wherever they were read.
+        folder: only models that the run there made.
+    """
     wanted = sorted(set(shards))
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for start in range(0, len(wanted), PIECE):
@@ -198,6 +224,7 @@ def models_that_saw(tx: Transaction, shards: Iterable[tuple[str, str]]) -> list[
             of.setdefault(uri, set()).add(sha256)
         query = sa.select(MODEL_OBJECT.c.role, MODEL_OBJECT.c.uri.label("shard"), MODEL_OBJECT.c.sha256, MODEL)
         query = query.join(MODEL, MODEL.c.model_id == MODEL_OBJECT.c.model_id).where(tx.any_of(MODEL_OBJECT.c.uri, list(of)))
+        query = query.where(MODEL.c.folder == folder) if folder else query
         for row in _rows(tx, query):
             if row["sha256"] in of[row.pop("shard")]:
                 found.setdefault((row["model_id"], row["role"]), row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -131,16 +132,29 @@ def tick_until(ledger: Ledger, desk: Any, statement: int) -> bool:
     return False
 
 
-def test_killed_at_any_statement_no_batch_is_lost_and_none_run_twice(tmp_path: Path) -> None:
+def without_waiting_for_the_disk(connection: Any, record: object) -> None:
+    """What is killed here is a program, not a machine."""
+    connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.mark.parametrize("most", [2, pytest.param(1, marks=pytest.mark.services)])
+def test_killed_at_any_statement_no_batch_is_lost_and_none_run_twice(tmp_path: Path, most: int) -> None:
+    names = ["b-000001"] if most == 2 else ["b-000001", "b-000002"]
     died, statement = True, 0
+    line = write_line(tmp_path)
+    with open_ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger:
+        ask(ledger, line, "train-000001", name="r1")
+        ask(ledger, line, "train-000002", name="r2")
     while died:
         statement += 1
         place = tmp_path / str(statement)
-        line = write_line(place)
+        place.mkdir()
+        for kind in ("sqlite", "key"):
+            shutil.copy(tmp_path / f"ledger.{kind}", place)
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         with open_ledger(f"sqlite:///{place}/ledger.sqlite") as ledger:
-            first = ask(ledger, line, "train-000001", name="r1")
-            ask(ledger, line, "train-000002", name="r2")
-            runner, policy = FakeRunner(place / "journal"), write_policy(place, most=1, lease_seconds=600)
+            sa.event.listen(ledger.engine, "connect", without_waiting_for_the_disk)
+            runner, policy = FakeRunner(place / "journal"), write_policy(place, most=most, lease_seconds=600)
             died = tick_until(ledger, desk_of(ledger, policy, runner), statement)
             # Another host, once the dead one's lease has run out.
             with ledger.write() as tx:
@@ -151,15 +165,15 @@ def test_killed_at_any_statement_no_batch_is_lost_and_none_run_twice(tmp_path: P
             tick(other)
             with ledger.read() as tx:
                 found = batches.listing(tx)
-                assert [row["state"] for row in found] == ["evaluated"] * 2, statement
+                assert [row["state"] for row in found] == ["evaluated"] * len(names), statement
                 kept = sorted(tuple(row) for row in tx.execute(sa.select(REQUEST.c.request_id, REQUEST.c.state)))
-            assert kept == [("r1", "evaluated"), ("r2", "evaluated")] and first == "r1"
-            assert sorted(runner.told("work")) == ["b-000001", "b-000002"], statement
+            assert kept == [("r1", "evaluated"), ("r2", "evaluated")]
+            assert sorted(runner.told("work")) == names, statement
             # Each start was written down before: as many as the ledger counts, or one that was never made.
             assert all(row["attempts"] - runner.told("start").count(row["batch_id"]) in (0, 1) for row in found), statement
-            assert len(runner.told("start")) <= 3
+            assert len(runner.told("start")) <= len(names) + 1
             assert not history.check(ledger)
-    assert statement > 30
+    assert statement > 60
 
 
 @pytest.mark.parametrize("after", ["start", "work"])
