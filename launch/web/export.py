@@ -12,6 +12,7 @@ from typing import Any
 from launch.web.pages import HERE, file_link, file_name, render
 from launch.web.queue import Found, Search, figures, rows_of
 from launch.web.site import Site
+from launch.web.trace import family
 from pipeline.addresses import join
 from pipeline.errors import ConfigError, StorageError
 from pipeline.ledger.requests import KINDS
@@ -104,8 +105,11 @@ def export(site: Site, out: str, *, pictures: bool = True) -> int:
             target = f"{file_name('grid', name).removesuffix('.html')}-{grid}"
             folder.write(target, read_bytes(join(context["run"]["folder"], "evaluation", grid)))
     put("releases", site.releases(), file_name("releases"))
+    put("trace", site.trace(""), file_name("trace"))
+    with site.ledger.read() as tx:
+        folder.write("lineage.js", f"globalThis.unlearnLineage = {json.dumps(family(tx, INDEXED))};\n")
     put("history", site.history(link), file_name("history"))
-    for asset in ("page.css", "files.js"):
+    for asset in ("page.css", "parts.js", "files.js", "trace.js"):
         folder.write(asset, (HERE / "static" / asset).read_bytes())
     folder.close()
     return len(folder.names)

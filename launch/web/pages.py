@@ -59,7 +59,7 @@ def file_link(page: str, name: str = "", /, *, pictures: bool = True, **query: A
         pictures: whether reports and picture grids lie there, too.
         query: fields of a search, of which only `page` and a grid's `file` have files.
     """
-    if page in ("requests", "trace", "progress", "metrics") or (page in ("report", "grid") and not pictures):
+    if page in ("requests", "progress", "metrics") or (page in ("report", "grid") and not pictures):
         return ""
     if page == "grid":
         return quote(f"{file_name(page, name).removesuffix('.html')}-{query['file']}")

@@ -131,5 +131,6 @@ def figures(tx: Transaction) -> dict[str, Any]:
         "overdue": int(tx.execute(late).scalar_one()),
         "soon": int(tx.execute(soon).scalar_one()),
         "lines": sorted(str(line) for line in tx.execute(sa.select(REQUEST.c.line).distinct()).scalars()),
+        "oldest": tx.execute(sa.select(sa.func.min(REQUEST.c.queued_at)).where(REQUEST.c.state.in_(WAITING))).scalar(),
         "nearest": tx.execute(sa.select(sa.func.min(REQUEST.c.due_at)).where(is_open)).scalar(),
     }

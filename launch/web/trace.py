@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import sqlalchemy as sa
+
 from launch.web.views import in_force, model_view
 from pipeline.ledger import lineage
 from pipeline.ledger.requests import find
+from pipeline.ledger.schema import BATCH_REQUEST, MODEL
 from pipeline.ledger.store import Transaction
 
-__all__ = ["SHOWN", "trace"]
+__all__ = ["SHOWN", "family", "trace"]
 
 SHOWN = 200
 
@@ -60,6 +63,21 @@ def _of_model(tx: Transaction, model: dict[str, Any]) -> dict[str, Any]:
         "objects_count": len(objects),
         "roles": roles,
     }
+
+
+def family(tx: Transaction, most: int) -> dict[str, Any]:
+    """All models and which requests were in which batch with which outcome, for a search without a server.
+
+    Args:
+        tx: any transaction.
+        most: so many pairs of request and batch, the latest first.
+    """
+    models = [dict(row) for row in tx.execute(sa.select(MODEL).order_by(MODEL.c.made_at, MODEL.c.model_id)).mappings()]
+    parents = {row["model_id"]: row["parent"] for row in models}
+    columns = (BATCH_REQUEST.c.batch_id, BATCH_REQUEST.c.request_id, BATCH_REQUEST.c.outcome)
+    pairs = sa.select(*columns).order_by(BATCH_REQUEST.c.batch_id.desc(), BATCH_REQUEST.c.request_id).limit(most)
+    shown = [{**row, "parent": parents[row["model_id"]]} for row in _named(tx, models)]
+    return {"models": shown, "members": [list(row) for row in tx.execute(pairs)]}
 
 
 def _named(tx: Transaction, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,46 +5,21 @@
   const results = document.getElementById("results");
   const index = globalThis.unlearnRequests;
   if (!form || !results || !index) return;
+  const { make, day, named, state, table, count } = globalThis.unlearnParts;
   const most = 200;
-  const shape = {
-    received: "waits", queued: "waits", batched: "waits", running: "works", evaluated: "works", released: "done",
-    failed: "bad", held: "bad",
-  };
+  const columns = ["request", "state", "due", "model line", "asks for", "batch", "received"];
   const closed = new Set(["released", "withdrawn", "refused"]);
   const first = [...results.childNodes];
-  const rows = index.rows.map((cells) => ({ ...Object.fromEntries(index.columns.map((name, at) => [name, cells[at]])) }));
+  const rows = index.rows.map((cells) => Object.fromEntries(index.columns.map((name, at) => [name, cells[at]])));
   for (const row of rows) row.lower = row.request_id.toLowerCase();
-  const make = (tag, text, more) => {
-    const node = document.createElement(tag);
-    if (text) node.textContent = text;
-    for (const [name, value] of Object.entries(more || {})) node.setAttribute(name, value);
-    return node;
-  };
-  const cell = (label, ...nodes) => {
-    const node = make("td", "", { "data-label": label, role: "cell" });
-    node.append(...nodes);
-    return node;
-  };
-  const named = (address, text) => {
-    const inside = make("bdi", text);
-    if (!address) return inside;
-    const link = make("a", "", { href: address });
-    link.append(inside);
-    return link;
-  };
+  function due(row) {
+    if (row.due !== "overdue") return day(row.due_at);
+    return make("span", [day(row.due_at), make("small", "overdue")], { class: "late" });
+  }
   function line(row) {
-    const tr = make("tr", "", { role: "row" });
-    const head = make("th", "", { scope: "row", role: "rowheader" });
-    head.append(make("bdi", row.request_id));
-    const state = make("span", "", { class: "state" });
-    state.append(make("i", "", { class: `mark ${shape[row.state] || ""}`, "aria-hidden": "true" }), row.state);
-    const due = cell("due", make("span", row.due_at.slice(0, 10)));
-    if (row.due === "overdue") { due.className = "late"; due.append(make("small", "overdue")); }
-    tr.append(head, cell("state", state), due, cell("model line", make("bdi", row.line)),
-      cell("asks for", `${row.values_count} × ${row.kind}`),
-      cell("batch", row.batch_id ? named(index.batches[row.batch_id] || "", row.batch_id) : ""),
-      cell("received", row.received_at.slice(0, 10)));
-    return tr;
+    const batch = row.batch_id ? named(index.batches[row.batch_id] || "", row.batch_id) : "";
+    return [make("bdi", row.request_id), state(row.state), due(row), make("bdi", row.line),
+      `${row.values_count} × ${row.kind}`, batch, day(row.received_at)];
   }
   function fits(row, asked) {
     if (asked.q && !row.lower.includes(asked.q)) return false;
@@ -64,20 +39,10 @@
       return;
     }
     const found = rows.filter((row) => fits(row, asked));
-    const count = found.length.toLocaleString("en");
-    const words = found.length ? `${count} of ${rows.length.toLocaleString("en")} requests` : "No request matches.";
+    const words = found.length ? `${count(found.length)} of ${count(rows.length)} requests` : "No request matches.";
     const more = found.length > most ? `, the first ${most} shown` : "";
-    const table = make("table", "", { class: "stack", role: "table" });
-    const head = make("tr", "", { role: "row" });
-    for (const name of ["request", "state", "due", "model line", "asks for", "batch", "received"]) {
-      head.append(make("th", name, { scope: "col", role: "columnheader" }));
-    }
-    const top = make("thead", "", { role: "rowgroup" });
-    top.append(head);
-    const body = make("tbody", "", { role: "rowgroup" });
-    body.append(...found.slice(0, most).map(line));
-    table.append(top, body);
-    results.replaceChildren(make("p", words + more, { class: "note", role: "status" }), ...(found.length ? [table] : []));
+    const shown = found.length ? [table(columns, found.slice(0, most).map(line))] : [];
+    results.replaceChildren(make("p", words + more, { class: "note", role: "status" }), ...shown);
   }
   form.hidden = false;
   form.addEventListener("input", search);

@@ -41,9 +41,8 @@ def test_two_names_have_two_files_even_on_a_disk_without_capitals(names: list[st
 
 
 def test_what_has_no_file_has_no_link() -> None:
-    assert (
-        file_link("trace") == file_link("requests", "r-1") == file_link("queue", due="soon") == file_link("progress", "x") == ""
-    )
+    assert file_link("trace") == "trace.html" and file_link("trace", q="r-1") == ""
+    assert file_link("requests", "r-1") == file_link("queue", due="soon") == file_link("progress", "x") == ""
     assert file_link("queue") == "index.html" and file_link("queue", page=2) == "index.2.html"
     assert file_link("report", "x") == "report-x.html" and file_link("report", "x", pictures=False) == ""
     assert file_link("grid", "x", file="grid_0.png") == "grid-x-grid_0.png"

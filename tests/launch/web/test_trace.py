@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from launch.web.trace import trace
+from launch.web.trace import family, trace
 from tests.launch.web.conftest import Work
 
 
@@ -27,6 +27,14 @@ def test_a_model_leads_to_the_requests_of_its_batch_and_of_those_before(work: Wo
     assert {row["batch_id"] for row in found["requests"]} == {"b-000002", "b-000005"}
     assert found["requests_count"] == len(found["requests"]) and "r-000003" in {row["request_id"] for row in found["requests"]}
     assert found["roles"] == {"trained": 4, "forgotten": 1}
+
+
+def test_the_whole_family_for_a_search_without_server(work: Work) -> None:
+    with work.ledger.read() as tx:
+        found, cut = family(tx, 10_000), family(tx, 5)
+    assert [row["parent"] for row in found["models"] if row["model_id"] == model("b-000005")] == [model("b-000002")]
+    assert ["b-000002", "r-000003", "released"] in found["members"] and len(found["models"]) == 7
+    assert len(cut["members"]) == 5 and {row[0] for row in cut["members"]} == {"b-000009"}
 
 
 def test_nothing_asked_nothing_found_and_too_short(work: Work) -> None:
