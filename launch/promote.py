@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from launch.gate import Approval
 from launch.released import Released, holds
-from pipeline.aliases import Change, change, changes, point
+from pipeline.aliases import Change, change, changes, in_force, named_batches, point
 from pipeline.errors import ConfigError, GateFailed
 from pipeline.records import record
 
@@ -45,7 +44,6 @@ def move(
     line: str,
     alias: str,
     target: Released,
-    known: Mapping[str, Released],
     *,
     act: Literal["promoted", "rolled back"],
     by: str,
@@ -59,23 +57,22 @@ def move(
         line: folder of the model line.
         alias: its name.
         target: the release.
-        known: all releases of the line, by version.
         act: what it is called in the history.
         by, now: who acts, and when (UTC, ISO 8601).
         approval: of a person, for a release that may hold deleted data.
-        ledger: whose released batches count, too, and in which the change is written down; the release must be in it.
+        ledger: whose released batches count, beside those that an alias has named, and in which the change is written down; the
+            release must be in it.
 
     Raises:
         GateFailed: the release may hold deleted data, and nobody let it pass.
         StorageError: another host changed the alias at the same time.
     """
-    known_changes = changes(line, alias)
-    before = known_changes[-1] if known_changes else None
+    before = in_force(line, alias)
     if before is not None and before.version == target.version:
         point(line, alias)
         _record(ledger, line, alias, before)
         return Promotion(alias=alias, version=target.version, number=before.number, did="unchanged")
-    held = holds(target, known.values(), _released(ledger, line, target))
+    held = holds(target, named_batches(line) | _released(ledger, line, target))
     if held and approval is None:
         some = ", ".join(digest[:8] for digest in held[:SHOWN]) + (", ..." if len(held) > SHOWN else "")
         message = f"alias {alias}: {target.version} may hold images of {len(held)} released batches ({some})"
@@ -86,7 +83,8 @@ def move(
     needed = approval if held else None
     told: dict[str, object] = {"act": act, "approved": needed is not None, "at": now}
     told |= {"by": needed.approver if needed else by, "reason": needed.reason if needed else ""}
-    made = change(line, alias, target.version, target.weights, target.statement, before=before, **told)
+    told |= {"version": target.version, "batch": target.batch, "weights": target.weights, "statement": target.statement}
+    made = change(line, alias, before=before, **told)
     taken_back = _record(ledger, line, alias, made, held)
     return Promotion(alias=alias, version=target.version, number=made.number, did=act, held=held, taken_back=taken_back)
 

@@ -6,14 +6,11 @@ there: locally by a rename, elsewhere by its statement, which is written last an
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +20,7 @@ from launch.gate import Approval, refuse_unfit
 from launch.local import read_report
 from launch.promote import Promotion, move, passed_on
 from launch.released import Released, line_folder, read_release, releases
+from launch.staging import staging
 from launch.verify import verify
 from pipeline.aliases import safe_name
 from pipeline.bundle import (
@@ -113,7 +111,7 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
     manifest, receipts = read_run_manifest(folder), read_receipts(folder)
     trusted = (wish.key.public, *wish.trusted)
     known = releases(line, trusted)
-    with _staging(line) as stage:
+    with staging(line) as stage:
         forgotten, note = _forgotten(folder, manifest, wish.secret)
         more = {FORGOTTEN: canonical(forgotten)} if forgotten else {}
         if needed and wish.approval:
@@ -138,8 +136,11 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
     promotion = None
     if wish.alias:
         promotion = passed_on(line, wish.alias, version) or move(
-            line, wish.alias, made, known, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
+            line, wish.alias, made, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
         )
+    if ledger is not None:
+        # Only now: with an alias that may not move, the old model stays in force, and nothing counts as forgotten.
+        _settle(ledger, made)
     return Outcome(release=made, line=line, known=known, new=new, approved=needed, promotion=promotion)
 
 
@@ -163,23 +164,6 @@ def _forgotten(folder: str, manifest: Manifest, secret: bytes | None) -> tuple[F
     if exists(join(folder, "erasure.json")):
         return None, ERASED
     return forgotten_of(folder, manifest, secret), ""
-
-
-@contextlib.contextmanager
-def _staging(line: str) -> Iterator[Path]:
-    """An empty local folder, beside the releases where these are local; nothing is left of it unless it was renamed."""
-    beside = line if is_local(line) else None
-    if beside:
-        try:
-            os.makedirs(beside, exist_ok=True)
-        except OSError as fault:
-            raise StorageError(f"{beside}: {fault.strerror}", "choose another folder with --to") from None
-    stage = tempfile.mkdtemp(prefix=".release-", suffix=".part", dir=beside)
-    try:
-        os.chmod(stage, 0o755)  # noqa: S103 as the folder of any other file here
-        yield Path(stage)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _lineage(
@@ -272,3 +256,10 @@ def _record(ledger: Ledger, folder: str, manifest: Manifest, made: Released) -> 
     )
     with ledger.write() as tx:
         record_model(tx, model)
+
+
+def _settle(ledger: Ledger, made: Released) -> None:
+    from pipeline.ledger.releases import release_batch
+
+    with ledger.write() as tx:
+        release_batch(tx, made.batch, version=made.version, model_id=made.weights)

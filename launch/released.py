@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.aliases import safe_name
@@ -110,12 +110,6 @@ def named(known: Mapping[str, Released], version: str, line: str) -> Released:
     return known[version]
 
 
-def holds(target: Released, known: Iterable[Released], others: Collection[str] = ()) -> tuple[str, ...]:
-    """Digests of released batches whose images a release may still hold.
-
-    Args:
-        target: the release.
-        known: all releases of its line.
-        others: further batches that count as released, from a ledger.
-    """
-    return tuple(sorted({*(item.batch for item in known), *others} - {"", *target.batches}))
+def holds(target: Released, batches: Collection[str]) -> tuple[str, ...]:
+    """Of some batches, by their digests, those whose images a release may still hold; sorted."""
+    return tuple(sorted({*batches} - {"", *target.batches}))

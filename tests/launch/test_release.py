@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -87,6 +88,30 @@ def test_many_that_send_at_once_make_one_release_and_one_change(room: Place, usu
     assert [path.name for path in room.line.iterdir() if path.name.startswith(".")] == []
     (made,) = room.line.glob("tiny-*")
     assert verify_release(str(made), room.key.public).faults == ()
+
+
+def _die_at(number: int, room: Place, run: Path) -> None:
+    """Send, and end without a word at the so-many-th time that something is written for good."""
+    written = itertools.count(1)
+    flush = os.fsync
+    os.fsync = lambda handle: os._exit(9) if next(written) == number else flush(handle)  # type: ignore[assignment]
+    room.send(run, alias="production")
+
+
+def test_killed_at_any_moment_it_is_whole_or_not_there(room: Place, usual: Path) -> None:
+    context, codes = multiprocessing.get_context("fork"), []
+    for number in (1, 9, 16, 17, 18, 19, 20, 40):
+        worker = context.Process(target=_die_at, args=(number, room, usual))
+        worker.start()
+        worker.join(30)
+        codes.append(worker.exitcode)
+        made = [folder for folder in room.line.iterdir() if folder.name.startswith("tiny-")]
+        assert [fault for folder in made for fault in verify_release(str(folder), room.key.public).faults] == []
+        named = in_force(str(room.line), "production")
+        assert named is None or [folder.name for folder in made] == [named.version]
+    assert codes[0] == 9 and codes[-1] == 0 and codes.count(9) >= 4
+    last = room.send(usual, alias="production")
+    assert last.promotion is not None and last.promotion.did == "unchanged"
 
 
 def test_on_other_storage_it_is_the_same(room: Place, usual: Path) -> None:

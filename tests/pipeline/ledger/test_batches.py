@@ -8,18 +8,21 @@ import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.ledger import batches, history
 from pipeline.ledger.batches import Policy, as_batch, close, close_due, find, listing, move, note, without
-from pipeline.ledger.leases import claim
-from pipeline.ledger.requests import Submission, counts, submit
+from pipeline.ledger.leases import LeaseLost, claim
+from pipeline.ledger.requests import Submission, counts, submit, withdraw
 from pipeline.ledger.requests import move as move_requests
 from pipeline.ledger.schema import BATCH_REQUEST, REQUEST
 from pipeline.ledger.states import BATCH_MOVES, ForbiddenMove
@@ -102,7 +105,9 @@ def test_the_same_batch_is_the_same_whatever_becomes_of_it(ledger: Ledger) -> No
         move_requests(tx, names[1:2], "queued")
         move(tx, batch, "moved_on")
         assert as_batch(tx, batch) == first
-        assert counts(tx) == {"queued": 4}
+        assert counts(tx) == {"queued": 3, "held": 1}, "what is held waits for a person"
+        outcomes = dict(tuple(row) for row in tx.execute(sa.select(BATCH_REQUEST.c.request_id, BATCH_REQUEST.c.outcome)))
+        assert sorted(outcomes.values()) == ["failed", "moved_on", "moved_on", "moved_on"] and outcomes[names[0]] == "failed"
         with pytest.raises(ConfigError, match="b-9: the ledger has none"):
             as_batch(tx, "b-9")
     assert_consistent(ledger)
@@ -215,6 +220,41 @@ def test_a_batch_under_a_lease_loses_no_request(ledger: Ledger) -> None:
         claim(tx, "w", 60)
         with pytest.raises(ForbiddenMove, match="is being started"):
             without(tx, batch, name)
+
+
+KINDS = ["submit", "close", "move", "move", "move", "withdraw", "claim", "single", "again"]
+ACTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6)), min_size=5, max_size=30)
+
+
+@given(ACTS)
+@settings(max_examples=15, deadline=None)
+def test_whatever_is_done_in_whatever_order_batches_and_requests_agree(acts: list[tuple[str, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, open_ledger(f"sqlite:///{folder}/l.sqlite") as ledger:
+        for what, number in acts:
+            with contextlib.suppress(ForbiddenMove, ConfigError, LeaseLost), ledger.write() as tx:
+                _act(tx, what, number)
+        assert_consistent(ledger)
+
+
+def _act(tx: Transaction, what: str, number: int) -> None:
+    """One act on a request or batch that the number chooses."""
+    names = list(tx.execute(sa.select(REQUEST.c.request_id).order_by(REQUEST.c.request_id)).scalars())
+    found = [row["batch_id"] for row in listing(tx)]
+    if what in ("submit", "again"):
+        submit(tx, Submission(kind="keys", values=(str(number % 5),), line="demo"), again=what == "again")
+    elif what == "close":
+        close(tx, "demo", most=1 + number % 3)
+    elif what == "claim":
+        claim(tx, str(number), number % 2)
+    elif what == "move" and found:
+        name = found[number % len(found)]
+        allowed = sorted(BATCH_MOVES[find(tx, name)["state"]] - {"withdrawn"}) if number % 4 else sorted(BATCH_MOVES)[:-1]
+        if allowed:
+            move(tx, name, allowed[number // 7 % len(allowed)])
+    elif what == "withdraw" and names:
+        withdraw(tx, names[number % len(names)])
+    elif what == "single" and names:
+        move_requests(tx, [names[number % len(names)]], ["queued", "held", "refused"][number // 7 % 3])
 
 
 def _steps(tx: Transaction) -> None:

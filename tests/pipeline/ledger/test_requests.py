@@ -117,6 +117,8 @@ def test_a_name_is_given_once(ledger: Ledger) -> None:
         ({"kind": "likeness", "values": ("MARKER",)}, "a likeness is not 16 hexadecimal digits"),
         ({"copies": "MARKER"}, "copies: none of"),
         ({"line": ""}, "line: empty"),
+        ({"note": "MARKER\0"}, "note: no text"),
+        ({"subject": "MARKER\ud800"}, "subject: no text"),
         ({"request_id": "MARKER@example.org"}, "request_id: not a name"),
         ({"request_id": "r-1"}, "request_id: not a name"),
         ({"received_at": "MARKER"}, "received_at: neither a date nor a time"),

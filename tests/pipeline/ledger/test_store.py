@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.ledger import history, store
-from pipeline.ledger.schema import HEAD, HISTORY, METADATA, VERSION
+from pipeline.ledger.schema import HEAD, HISTORY, METADATA, REQUEST_VALUE, VERSION
 from pipeline.ledger.store import Ledger, default_actor, open_ledger
 from tests.pipeline.ledger.conftest import Clock
 
@@ -88,6 +88,17 @@ def test_a_refusal_of_the_database_quotes_no_row(ledger: Ledger) -> None:
         twice = {"seq": 1, "name": "MARKER", **dict.fromkeys(("at", "actor", "what", "event", "detail", "previous", "hash"), "x")}
         tx.execute(sa.insert(HISTORY), twice)
     assert "MARKER" not in str(refused.value) and "refused" in str(refused.value)
+
+
+def test_many_rows_are_inserted_or_refused_without_being_quoted(ledger: Ledger) -> None:
+    columns, row = ("request_id", "value"), ("MARKER", "MARKER")
+    with pytest.raises(StorageError, match="refused") as refused, ledger.write() as tx:
+        tx.insert(REQUEST_VALUE, columns, [row])  # of a request that is not there
+    assert "MARKER" not in str(refused.value)
+    told = ("seq", *(column.name for column in HISTORY.c if column.name != "seq"))
+    with ledger.write() as tx:
+        tx.insert(HISTORY, told, [(number, *"abcdefgh") for number in (7, 8)])
+        assert list(tx.execute(sa.select(HISTORY.c.seq).where(HISTORY.c.seq > 1)).scalars()) == [7, 8]
 
 
 def test_a_reader_sees_one_state_while_another_writes(ledger: Ledger) -> None:
