@@ -152,8 +152,8 @@ def _touched(tx: Transaction, found: Sequence[TracedRun], mine: Collection[str])
     how: dict[str, str] = {}
     own = lineage.models_of_batches(tx, mine)
     whole = {run.folder for run in found if run.state == "read"}
-    for model in _perhaps(tx, own, whole):
-        how[model] = "perhaps"
+    perhaps = _perhaps(tx, own, whole)
+    how |= dict.fromkeys([*perhaps, *lineage.descendants(tx, perhaps)], "perhaps")
     trained = [
         row["model_id"]
         for run in found
