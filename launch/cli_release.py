@@ -89,6 +89,9 @@ def release(
     secret: Annotated[
         str, typer.Option("--secret", metavar="FILE", help="Secret of the keyed digests; by default the ledger's pseudonym key.")
     ] = "",
+    old_secret: Annotated[
+        list[str] | None, typer.Option("--old-secret", metavar="FILE", help="Secret of earlier releases' digests; repeatable.")
+    ] = None,
     passphrase_file: Annotated[
         str, typer.Option("--passphrase-file", metavar="FILE", help="Passphrase of the key; or UNLEARN_PASSPHRASE.")
     ] = "",
@@ -127,6 +130,7 @@ def release(
             line=line,
             alias=alias,
             secret=known_secret,
+            old_secrets=tuple(read_secret(file) for file in old_secret or ()),
             approval=approval(approve, reason, now),
             trusted=_keys(trust),
         )

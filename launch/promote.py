@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from launch.gate import Approval
-from launch.released import Released, holds
+from launch.released import Candidate, Released, holds
 from pipeline.aliases import Change, change, changes, in_force, named_batches, point
 from pipeline.errors import ConfigError, GateFailed
 from pipeline.records import record
@@ -13,7 +13,7 @@ from pipeline.records import record
 if TYPE_CHECKING:
     from pipeline.ledger.store import Ledger
 
-__all__ = ["Promotion", "move", "passed_on"]
+__all__ = ["Promotion", "move", "passed_on", "refuse_held"]
 
 SHOWN = 5
 
@@ -38,6 +38,30 @@ def passed_on(line: str, alias: str, version: str) -> Promotion | None:
         return None
     point(line, alias)
     return Promotion(alias=alias, version=known[-1].version, number=known[-1].number, did="passed on")
+
+
+def refuse_held(
+    line: str, alias: str, target: Released | Candidate, *, approval: Approval | None, ledger: Ledger | None = None
+) -> tuple[str, ...]:
+    """The digests of batches whose images a release may hold, of those that an alias has named or the ledger knows as released.
+
+    Args:
+        line: folder of the model line.
+        alias: that is to name it.
+        target: the release.
+        approval: of a person, who lets it pass.
+        ledger: whose released batches count, too.
+
+    Raises:
+        GateFailed: there are such batches, and nobody let them pass.
+    """
+    held = holds(target, named_batches(line) | _released(ledger, line, target))
+    if held and approval is None:
+        some = ", ".join(digest[:8] for digest in held[:SHOWN]) + (", ..." if len(held) > SHOWN else "")
+        message = f"alias {alias}: {target.version} may hold images of {len(held)} released batches ({some})"
+        cure = "choose a release that unlearned them, or let a person answer for it: --approve NAME --reason TEXT"
+        raise GateFailed(message, cure)
+    return held
 
 
 def move(
@@ -72,12 +96,7 @@ def move(
         point(line, alias)
         _record(ledger, line, alias, before)
         return Promotion(alias=alias, version=target.version, number=before.number, did="unchanged")
-    held = holds(target, named_batches(line) | _released(ledger, line, target))
-    if held and approval is None:
-        some = ", ".join(digest[:8] for digest in held[:SHOWN]) + (", ..." if len(held) > SHOWN else "")
-        message = f"alias {alias}: {target.version} may hold images of {len(held)} released batches ({some})"
-        cure = "choose a release that unlearned them, or let a person answer for it: --approve NAME --reason TEXT"
-        raise GateFailed(message, cure)
+    held = refuse_held(line, alias, target, approval=approval, ledger=ledger)
     if ledger is not None:
         _refuse_unknown(ledger, target)
     needed = approval if held else None
@@ -93,13 +112,13 @@ def _name(line: str) -> str:
     return line.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _released(ledger: Ledger | None, line: str, target: Released) -> set[str]:
+def _released(ledger: Ledger | None, line: str, target: Released | Candidate) -> set[str]:
     if ledger is None:
         return set()
     from pipeline.ledger.releases import line_of, released_batches
 
     with ledger.read() as tx:
-        return released_batches(tx, line_of(tx, target.weights, _name(line)))
+        return released_batches(tx, line_of(tx, target.weights, _name(line), batch_digest=target.batch))
 
 
 def _refuse_unknown(ledger: Ledger, target: Released) -> None:

@@ -17,7 +17,7 @@ from pipeline.storage import absolute, exists, join, list_files, read_bytes
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
-__all__ = ["Released", "holds", "line_folder", "named", "read_release", "releases"]
+__all__ = ["Candidate", "Released", "holds", "line_folder", "named", "read_release", "releases"]
 
 
 @record
@@ -41,6 +41,16 @@ class Released:
     """sha256 of its keyed digests; empty where it has none."""
     forgotten_words: str
     """How many there are, or why there are none."""
+
+
+@record
+class Candidate:
+    """What is known of a release before it is published; see `Released`."""
+
+    version: str
+    weights: str
+    batch: str
+    batches: tuple[str, ...]
 
 
 def line_folder(to: str, line: str) -> str:
@@ -110,6 +120,6 @@ def named(known: Mapping[str, Released], version: str, line: str) -> Released:
     return known[version]
 
 
-def holds(target: Released, batches: Collection[str]) -> tuple[str, ...]:
+def holds(target: Released | Candidate, batches: Collection[str]) -> tuple[str, ...]:
     """Of some batches, by their digests, those whose images a release may still hold; sorted."""
     return tuple(sorted({*batches} - {"", *target.batches}))

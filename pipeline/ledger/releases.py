@@ -57,9 +57,11 @@ def batch_of(tx: Transaction, batch_digest: str) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
-def line_of(tx: Transaction, model_id: str, otherwise: str) -> str:
-    """The line that the ledger keeps a model under, or `otherwise`."""
-    return str(tx.execute(sa.select(MODEL.c.line).where(MODEL.c.model_id == model_id)).scalar() or otherwise)
+def line_of(tx: Transaction, model_id: str, otherwise: str, *, batch_digest: str = "") -> str:
+    """The line that the ledger keeps a model under; of an unknown one its batch's, or `otherwise`."""
+    known = tx.execute(sa.select(MODEL.c.line).where(MODEL.c.model_id == model_id)).scalar()
+    batch = batch_of(tx, batch_digest) if not known and batch_digest else None
+    return str(known or (batch["line"] if batch else otherwise))
 
 
 def released_batches(tx: Transaction, line: str) -> set[str]:

@@ -121,7 +121,7 @@ def test_the_ledger_follows_release_refusal_and_roll_back(room: Place, usual: Pa
     second = _evaluated(url, other)
     refused = unlearn("release", str(other), *more)  # trained on what the first forgot
     assert refused.exit_code == 4, refused.output
-    assert state_of(url, second)[0] == "evaluated"
+    assert state_of(url, second)[0] == "evaluated" and len(list(room.line.glob("tiny-*"))) == 1
     third = _evaluated(url, wider)
     assert unlearn("release", str(wider), *more).exit_code == 0
     assert state_of(url, third)[0] == "released"

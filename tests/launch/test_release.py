@@ -219,6 +219,7 @@ def test_a_model_that_was_trained_on_released_images_is_not_promoted(shop: Place
         shop.send(other, alias="production")
     change = in_force(str(shop.line), "production")
     assert change is not None and change.number == 1
+    assert len(list(shop.line.glob("tiny-*"))) == 1  # not published either: nothing may rely on it
 
 
 def test_a_model_that_forgot_them_too_is_promoted(shop: Place, usual: Path, wider: Path) -> None:
@@ -230,6 +231,32 @@ def test_a_model_that_forgot_them_too_is_promoted(shop: Place, usual: Path, wide
     assert late.promotion is not None and late.promotion.did == "passed on"
     change = in_force(str(shop.line), "production")
     assert change is not None and change.version == made.release.version
+
+
+def test_after_a_new_secret_the_old_one_still_tells_what_was_forgotten(shop: Place, wider: Path) -> None:
+    """Digests of two secrets cannot be compared; so the old one is needed as long as its releases count."""
+    new = b"n" * 32
+    with pytest.raises(GateFailed, match="may hold images of 1 released batches"):
+        shop.send(wider, alias="production", secret=new)
+    made = shop.send(wider, alias="production", secret=new, old_secrets=(shop.secret,))
+    assert made.promotion is not None and made.promotion.did == "promoted" and len(made.release.batches) == 2
+
+
+def test_an_audit_of_other_weights_does_not_count(room: Place, usual: Path, tmp_path: Path) -> None:
+    shutil.copytree(usual.parent, tmp_path / "out")
+    run = tmp_path / "out" / usual.name
+    weights = json.loads((run / "report.json").read_text())["provenance"]["weights"]["sha256"]
+    audit = {"weights_sha256": "0" * 64, "verdict": {"rules": [{"metric": "attacks", "state": "kept"}]}}
+    (run / "audit.json").write_text(json.dumps(audit))
+    with pytest.raises(IntegrityError, match=r"audit\.json: of other weights"):
+        room.send(run)
+    audit |= {"weights_sha256": weights, "verdict": {"rules": [{"metric": "attacks", "state": "broken"}]}}
+    (run / "audit.json").write_text(json.dumps(audit))
+    with pytest.raises(GateFailed, match="attacks broken"):
+        room.send(run)
+    (run / "audit.json").write_text("[]")
+    with pytest.raises(IntegrityError, match="not an audit"):
+        room.send(run)
 
 
 def test_without_a_secret_nothing_is_computed_and_said_so(room: Place, usual: Path, wider: Path) -> None:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
-import os
-import random
-import signal
 import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -30,6 +23,7 @@ from pipeline.ledger.store import Ledger, Transaction, open_ledger
 from pipeline.requests import batch_digest
 from tests.pipeline.ledger.conftest import Clock
 from tests.support.ledgers import Broken, assert_consistent, broken_at, fill, move_through
+from tests.support.swarm import one_by_one, swarm
 
 
 def due(ledger: Ledger, **policy: float) -> list[str]:
@@ -285,58 +279,24 @@ def test_work_that_breaks_off_at_any_statement_leaves_nothing_of_it(ledger: Ledg
     assert_consistent(ledger)
 
 
-def _one_by_one(ledger: Ledger) -> None:
-    """The same work in a transaction each, as a worker does it."""
-    acts: list[Callable[[Transaction], Any]] = [
-        lambda tx: close_due(tx, Policy(count=1, most=2)),
-        lambda tx: claim(tx, f"process {os.getpid()}", 0.01),
-    ]
-    for act in acts:
-        with ledger.write() as tx:
-            act(tx)
-    following = {"closed": "running", "running": "evaluated", "evaluated": "released", "failed": "closed"}
-    with ledger.read() as tx:
-        found = listing(tx, states=list(following))
-    for row in found:
-        with ledger.write() as tx:
-            if find(tx, row["batch_id"])["state"] == row["state"]:
-                move(tx, row["batch_id"], following[row["state"]])
-
-
 def test_each_transaction_that_breaks_off_leaves_a_whole_ledger_that_goes_on(sqlite_ledger: Ledger) -> None:
     fill(sqlite_ledger, 4)
     for number in itertools.count(1):
         with broken_at(sqlite_ledger, number) as seen, contextlib.suppress(Broken):
-            _one_by_one(sqlite_ledger)
+            one_by_one(sqlite_ledger)
         assert_consistent(sqlite_ledger)
         if seen["statements"] < number:
             break
     for _ in range(8):
-        _one_by_one(sqlite_ledger)
+        one_by_one(sqlite_ledger)
     assert states(sqlite_ledger) == {"released": 4}
 
 
-def _work_until_killed(url: str, first: int) -> None:
-    with open_ledger(url, actor="victim") as opened:
-        for number in itertools.count(first):
-            fill(opened, 1, first=number)
-            _one_by_one(opened)
-
-
 def test_processes_that_are_killed_leave_a_whole_ledger(ledger_url: str) -> None:
-    context, dice = multiprocessing.get_context("fork"), random.Random(5)
+    swarm("killed", 1, ledger_url)
     with open_ledger(ledger_url) as opened:
-        for attempt in range(6):
-            child = context.Process(target=_work_until_killed, args=(ledger_url, attempt * 10_000))
-            child.start()
-            time.sleep(0.15 + dice.random() / 4)
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            child.join(30)
-            assert child.exitcode == -signal.SIGKILL
-            assert_consistent(opened)
         for _ in range(12):
-            _one_by_one(opened)
+            one_by_one(opened)
         assert set(states(opened)) == {"released"}
         assert_consistent(opened)
 

@@ -77,6 +77,7 @@ def test_a_batch_by_hand_has_no_row_and_its_model_keeps_the_given_line(ledger: L
     with ledger.write() as tx:
         assert record_model(tx, model(tx, name, batch="9" * 64)) == "" and batch_of(tx, "9" * 64) is None
         assert line_of(tx, "a" * 64, "other") == "faces" and line_of(tx, "b" * 64, "other") == "other"
+        assert line_of(tx, "b" * 64, "other", batch_digest=model(tx, name).batch) == "lines/faces.yaml"
         assert record_model(tx, model(tx, name, model_id="b" * 64, parent="a" * 64)) == name
         assert line_of(tx, "b" * 64, "other") == "lines/faces.yaml"  # the line that the requests were sent to
         parents = dict(tuple(row) for row in tx.execute(sa.select(MODEL.c.model_id, MODEL.c.parent)))
