@@ -139,11 +139,12 @@ def _unmatched(work: _Work, word: str) -> tuple[str, ...]:
 
 
 def _postpone(work: _Work) -> Step:
-    """The storage is away: nothing was begun, so it costs no attempt."""
+    """The storage is away before the run begins, or after its end: it costs no attempt."""
     with work.desk.ledger.write() as tx:
         pause = backoff_seconds(work.desk.policy, 1, random.random())  # noqa: S311
         batches.note(tx, work.lease, next_try_at=later(tx.now, pause))
-    return Step(batch_id=work.lease.batch_id, state=work.row["state"], failure="storage")
+        state = batches.find(tx, work.lease.batch_id)["state"]
+    return Step(batch_id=work.lease.batch_id, state=state, failure="storage")
 
 
 def _begin(work: _Work) -> None:
@@ -248,7 +249,7 @@ def _release(work: _Work) -> Step:
     from launch.releasing import release_run
 
     try:
-        release_run(work.desk.ledger, work.desk.policy, work.row["line"], work.run.folder)
+        release_run(work.desk.ledger, work.desk.policy, work.run.folder)
     except Asked:
         raise
     except StorageError:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from launch.answering import AsJson, answering
-from launch.cli_release import LedgerUrl, PseudonymKey, given_ledger
+from launch.answering import AsJson, KeyFile, LedgerUrl, answering
+from launch.cli_release import given_ledger
 
 __all__ = ["add_to"]
 
@@ -52,7 +52,7 @@ def new(
 def new_secret(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; by default beside the ledger.")] = "",
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     as_json: AsJson = False,
 ) -> None:
     """Make a secret for keyed digests; with a ledger, one that it is kept with from now on."""

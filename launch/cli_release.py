@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.answering import AsJson, answering
+from launch.answering import AsJson, KeyFile, LedgerUrl, answering
 
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
@@ -20,37 +21,35 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "item_line", "promotion_lines"]
 
+DEFAULT_FILE = "unlearn-ledger.sqlite"
 To = Annotated[str, typer.Option("--to", metavar="URI", help="Folder or URI below which the model lines' releases lie.")]
 Line = Annotated[str, typer.Option("--line", help="The model line; by default the run's name.")]
 Trust = Annotated[
     list[str] | None,
     typer.Option("--trust", metavar="PUB", help="Public key that earlier releases may be signed with; repeatable."),
 ]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option("--key", metavar="PUB", help="Public key that releases must be signed with; repeatable. Without: not checked."),
+]
 Approve = Annotated[
     str, typer.Option("--approve", metavar="NAME", help="Who lets pass what a rule does not; it is written down.")
 ]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; needed with --approve.")]
-LedgerUrl = Annotated[
-    str, typer.Option("--ledger", metavar="URL", help="Ledger to write it down in; by default UNLEARN_LEDGER's, if that is set.")
-]
-PseudonymKey = Annotated[
-    str, typer.Option("--pseudonym-key", metavar="FILE", help="The ledger's pseudonym key, if it lies elsewhere.")
-]
 
 
 def add_to(app: typer.Typer) -> None:
     """Give the application these commands."""
     app.command()(release)
+    app.command("releases")(list_releases)
     app.command()(rollback)
     app.command()(retire)
 
 
 @contextlib.contextmanager
 def given_ledger(url: str, pseudonym_key: str = "") -> Iterator[Ledger | None]:
-    """The ledger that was named on the command line or in the environment; None: neither names one."""
-    import os
-
-    if not url and not os.environ.get("UNLEARN_LEDGER"):
+    """The ledger that was named, or the one in the current folder; None: there is neither."""
+    if not url and not Path(DEFAULT_FILE).exists():
         yield None
         return
     from pipeline.ledger.store import open_ledger
@@ -90,6 +89,9 @@ def release(
     secret: Annotated[
         str, typer.Option("--secret", metavar="FILE", help="Secret of the keyed digests; by default the ledger's pseudonym key.")
     ] = "",
+    old_secret: Annotated[
+        list[str] | None, typer.Option("--old-secret", metavar="FILE", help="Secret of earlier releases' digests; repeatable.")
+    ] = None,
     passphrase_file: Annotated[
         str, typer.Option("--passphrase-file", metavar="FILE", help="Passphrase of the key; or UNLEARN_PASSPHRASE.")
     ] = "",
@@ -100,7 +102,7 @@ def release(
     reason: Reason = "",
     trust: Trust = None,
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     out: Annotated[str, typer.Option("--out", help="Folder below which runs lie.")] = "runs",
     as_json: AsJson = False,
 ) -> None:
@@ -113,6 +115,7 @@ def release(
         from launch.release import release as publish
         from launch.retention import keep, kept
         from launch.show import print_json
+        from pipeline.decode import plain
         from pipeline.signing import read_private
 
         now, folder, known_secret = _now(), find_run(run, out), read_secret(secret) if secret else None
@@ -127,30 +130,24 @@ def release(
             line=line,
             alias=alias,
             secret=known_secret,
+            old_secrets=tuple(read_secret(file) for file in old_secret or ()),
             approval=approval(approve, reason, now),
             trusted=_keys(trust),
         )
         done = publish(folder, wish, ledger=book)
         items: list[Item] = []
         if keep_days >= 0:
-            keep(done.line, done.release, folder, days=keep_days, now=now)
+            keep(done.line, done.release, folder, days=keep_days, now=now, ledger=book)
             items = kept(done.line, done.known)
         if as_json:
-            print_json(
-                {**_plain(done.release), "new": done.new, "approved": done.approved, "promotion": done.promotion, "kept": items}
-            )
+            facts = {"new": done.new, "approved": done.approved, "promotion": done.promotion, "kept": items}
+            print_json({**plain(done.release), **facts})
             return
         print(f"{'released' if done.new else 'released already, nothing to do'}: {done.release.folder}")
         print(f"signed by {', '.join(done.release.key_ids)}")
         print(f"keyed digests of the forgotten keys: {done.release.forgotten_words}")
         for text in [*promotion_lines(done.promotion), *map(item_line, items)]:
             print(text)
-
-
-def _plain(value: object) -> dict[str, object]:
-    from pipeline.decode import plain
-
-    return dict(plain(value))
 
 
 def promotion_lines(promotion: Promotion | None) -> list[str]:
@@ -178,21 +175,51 @@ def item_line(item: Item) -> str:
     return f"still holds deleted data, kept until {item.kept_until}: {item.folder}: {len(item.files)} files, {what}{named}"
 
 
+def list_releases(
+    to: To,
+    line: Annotated[str, typer.Option("--line", help="The model line.")],
+    key: Keys = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a line's releases: when, what names them, and whether they may hold images that an alias's release unlearned."""
+    with answering():
+        from launch.released import holds, line_folder, releases
+        from launch.show import print_json, print_table
+        from pipeline.aliases import in_force, named_batches, names
+        from pipeline.decode import plain
+
+        folder = line_folder(to, line)
+        known = sorted(releases(folder, _keys(key)).values(), key=lambda item: item.released_at)
+        relied_on = named_batches(folder)
+        pointed = {name: last.version for name in names(folder) if (last := in_force(folder, name)) is not None}
+        rows = [(item, [name for name in pointed if pointed[name] == item.version], holds(item, relied_on)) for item in known]
+        if as_json:
+            print_json([{**plain(item), "aliases": aliases, "holds": held} for item, aliases, held in rows])
+            return
+        told = [
+            [
+                item.version,
+                item.released_at[:16],
+                item.verdict,
+                str(item.requests),
+                ", ".join(aliases) or "-",
+                f"{len(held)} batches",
+            ]
+            for item, aliases, held in rows
+        ]
+        print_table(["release", "at", "verdict", "requests", "aliases", "may hold deleted images of"], told)
+
+
 def rollback(
     to: To,
     line: Annotated[str, typer.Option("--line", help="The model line.")],
     alias: Annotated[str, typer.Option("--alias", metavar="NAME", help="The alias to move.")],
     version: Annotated[str, typer.Option("--version", help="The release that it is to name.")],
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--key", metavar="PUB", help="Public key that releases must be signed with; repeatable. Without: not checked."
-        ),
-    ] = None,
+    key: Keys = None,
     approve: Approve = "",
     reason: Reason = "",
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     as_json: AsJson = False,
 ) -> None:
     """Let an alias name another release, if that is intact and holds no deleted data."""
@@ -218,14 +245,9 @@ def retire(
         bool, typer.Option("--dry-run", help="Print what still holds deleted data, and its date; remove nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    key: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--key", metavar="PUB", help="Public key that releases must be signed with; repeatable. Without: not checked."
-        ),
-    ] = None,
+    key: Keys = None,
     ledger: LedgerUrl = "",
-    pseudonym_key: PseudonymKey = "",
+    pseudonym_key: KeyFile = "",
     as_json: AsJson = False,
 ) -> None:
     """Remove checkpoints and earlier weights that hold deleted data and are kept no longer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,9 @@ def verify(
         str,
         typer.Option("--image-key", metavar="K|-", help="Say whether a release forgot this image; -: read from standard input."),
     ] = "",
+    ledger: Annotated[
+        str, typer.Option("--ledger", metavar="URL", help="Also hold this ledger's history against the end that a release names.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Check offline that a run folder is what its receipts say, or a release what its signed statement says."""
@@ -39,10 +43,10 @@ def verify(
         from pipeline.errors import ConfigError
 
         if is_release(folder):
-            _verify_release(folder, key, secret, image_key, as_json)
+            _verify_release(folder, key, secret, image_key, ledger, as_json)
             return
-        if key or secret or image_key:
-            raise ConfigError(f"{folder}: not a release", "--key, --secret and --image-key are about releases")
+        if key or secret or image_key or ledger:
+            raise ConfigError(f"{folder}: not a release", "--key, --secret, --image-key and --ledger are about releases")
         _verify_run(folder, as_json)
 
 
@@ -57,7 +61,8 @@ def _verify_run(folder: str, as_json: bool) -> None:
     if not as_json:
         elsewhere = f"; {found.remote} shards on other storage not fetched" if found.remote else ""
         gone = f"; {found.erased} versions of files were erased, and are gone" if found.erased else ""
-        print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}")
+        kept = f"; {found.retired} files were retired, and are gone" if found.retired else ""
+        print(f"{found.receipts} receipts, {found.files} files, {found.shards} shards checked{elsewhere}{gone}{kept}")
         print("receipts and digests intact; unsigned")
 
 
@@ -69,7 +74,7 @@ def _refuse_faults(folder: str, faults: tuple[str, ...], cure: str) -> None:
         raise IntegrityError("\n  ".join([lead, *faults]), cure)
 
 
-def _verify_release(folder: str, key: str, secret: str, image_key: str, as_json: bool) -> None:
+def _verify_release(folder: str, key: str, secret: str, image_key: str, ledger: str, as_json: bool) -> None:
     import sys
 
     from launch.keys import read_secret
@@ -82,6 +87,8 @@ def _verify_release(folder: str, key: str, secret: str, image_key: str, as_json:
     if bool(secret) != bool(image_key):
         raise ConfigError("--secret and --image-key: one without the other", "give both, or none")
     found = verify_release(folder, read_public(key) if key else None)
+    if ledger and not found.faults:
+        found = dataclasses.replace(found, faults=_against_ledger(folder, ledger))
     cure = "get the release again from its owner; do not use these weights"
     if not image_key:
         if as_json:
@@ -98,6 +105,15 @@ def _verify_release(folder: str, key: str, secret: str, image_key: str, as_json:
     if not as_json:
         for line in release_lines(found):
             print(line)
+
+
+def _against_ledger(folder: str, url: str) -> tuple[str, ...]:
+    from launch.verify_bundle import ledger_fault
+    from pipeline.ledger.store import open_ledger
+
+    with open_ledger(url, create=False) as opened:
+        fault = ledger_fault(folder, opened)
+    return (fault,) if fault else ()
 
 
 def release_lines(found: ReleaseFindings) -> list[str]:

@@ -6,14 +6,11 @@ there: locally by a rename, elsewhere by its statement, which is written last an
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +18,9 @@ import yaml
 
 from launch.gate import Approval, refuse_unfit
 from launch.local import read_report
-from launch.promote import Promotion, move, passed_on
-from launch.released import Released, line_folder, read_release, releases
+from launch.promote import Promotion, move, passed_on, refuse_held
+from launch.released import Candidate, Released, line_folder, read_release, releases
+from launch.staging import staging
 from launch.verify import verify
 from pipeline.aliases import safe_name
 from pipeline.bundle import (
@@ -59,8 +57,8 @@ class Wish:
     """What is wanted of a release.
 
     to: folder or URI below which model lines lie · line: empty: the run's name · alias: to be moved to it; empty: none · secret:
-    of the keyed digests; None: they are not computed · approval: of a person · trusted: public keys of earlier releases, beside
-    the own · by: who acts · now: UTC, ISO 8601
+    of the keyed digests; None: they are not computed · old_secrets: of earlier releases' digests · approval: of a person ·
+    trusted: public keys of earlier releases, beside the own · by: who acts · now: UTC, ISO 8601
     """
 
     to: str
@@ -70,6 +68,7 @@ class Wish:
     line: str = ""
     alias: str = ""
     secret: bytes | None = None
+    old_secrets: tuple[bytes, ...] = ()
     approval: Approval | None = None
     trusted: tuple[SSlibKey, ...] = ()
 
@@ -101,7 +100,7 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
         StorageError: a store refuses, or another host was at work on the same alias.
     """
     report = read_report(folder)
-    needed = refuse_unfit(report, _audit(folder), wish.approval)
+    needed = refuse_unfit(report, _audit(folder, report), wish.approval)
     found = verify(folder)
     if found.faults:
         lead = f"{folder}: not released, for it does not verify"
@@ -113,7 +112,7 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
     manifest, receipts = read_run_manifest(folder), read_receipts(folder)
     trusted = (wish.key.public, *wish.trusted)
     known = releases(line, trusted)
-    with _staging(line) as stage:
+    with staging(line) as stage:
         forgotten, note = _forgotten(folder, manifest, wish.secret)
         more = {FORGOTTEN: canonical(forgotten)} if forgotten else {}
         if needed and wish.approval:
@@ -123,8 +122,14 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
         version = version_name(str(report["run_id"]), files)
         target, new = join(line, version), version not in known
         if new:
+            lineage = _lineage(wish, folder, manifest, receipts, known, version)
+            if wish.alias:
+                # Before anything is published: what may not be named yet can be sent again, with what it lacked.
+                weights = str(report["provenance"]["weights"]["sha256"])
+                candidate = Candidate(version=version, weights=weights, batch=manifest.batch_digest, batches=lineage.batches)
+                refuse_held(line, wish.alias, candidate, approval=wish.approval, ledger=ledger)
             stated: dict[str, Any] = {
-                "lineage": _lineage(wish, folder, manifest, receipts, known, version),
+                "lineage": lineage,
                 "released_at": wish.now,
                 "forgotten": {"count": len(forgotten.digests), "secret": forgotten.secret} if forgotten else {"note": note},
                 "ledger": _head(ledger),
@@ -138,12 +143,16 @@ def release(folder: str, wish: Wish, *, ledger: Ledger | None = None) -> Outcome
     promotion = None
     if wish.alias:
         promotion = passed_on(line, wish.alias, version) or move(
-            line, wish.alias, made, known, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
+            line, wish.alias, made, act="promoted", by=wish.by, now=wish.now, approval=wish.approval, ledger=ledger
         )
+    if ledger is not None:
+        # Only now: with an alias that may not move, the old model stays in force, and nothing counts as forgotten.
+        _settle(ledger, made)
     return Outcome(release=made, line=line, known=known, new=new, approved=needed, promotion=promotion)
 
 
-def _audit(folder: str) -> dict[str, Any] | None:
+def _audit(folder: str, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The audit of these weights, or None where there was none."""
     uri = join(folder, "audit.json")
     if not exists(uri):
         return None
@@ -153,6 +162,8 @@ def _audit(folder: str) -> dict[str, Any] | None:
         found = None
     if not isinstance(found, dict):
         raise IntegrityError(f"{uri}: changed: not an audit", "run `unlearn audit` again")
+    if found.get("weights_sha256") != report["provenance"]["weights"]["sha256"]:
+        raise IntegrityError(f"{uri}: of other weights than the report's", "run `unlearn audit` again, or remove the file")
     return found
 
 
@@ -165,23 +176,6 @@ def _forgotten(folder: str, manifest: Manifest, secret: bytes | None) -> tuple[F
     return forgotten_of(folder, manifest, secret), ""
 
 
-@contextlib.contextmanager
-def _staging(line: str) -> Iterator[Path]:
-    """An empty local folder, beside the releases where these are local; nothing is left of it unless it was renamed."""
-    beside = line if is_local(line) else None
-    if beside:
-        try:
-            os.makedirs(beside, exist_ok=True)
-        except OSError as fault:
-            raise StorageError(f"{beside}: {fault.strerror}", "choose another folder with --to") from None
-    stage = tempfile.mkdtemp(prefix=".release-", suffix=".part", dir=beside)
-    try:
-        os.chmod(stage, 0o755)  # noqa: S103 as the folder of any other file here
-        yield Path(stage)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 def _lineage(
     wish: Wish, folder: str, manifest: Manifest, receipts: Mapping[str, Receipt], known: Mapping[str, Released], version: str
 ) -> Lineage:
@@ -190,23 +184,32 @@ def _lineage(
     began = outputs.get("checkpoints/original/model.safetensors")
     parent = next((item for item in known.values() if item.weights == began), None)
     given = _original(folder) != "train"
-    own = manifest.batch_digest
-    others: tuple[str, ...] = ()
-    note = ""
-    earlier = {item.batch: item for item in known.values() if item.forgotten and item.batch != own}
+    own, others, note = manifest.batch_digest, set[str](), ""
     if wish.secret is None or exists(join(folder, "erasure.json")):
         note = f"other batches were {WITHOUT if wish.secret is None else ERASED}"
-    elif earlier:
-        digests = {}
-        for batch, item in earlier.items():
-            found = read_forgotten(join(item.folder, FORGOTTEN), item.forgotten)
-            if found is None:
-                raise IntegrityError(f"{join(item.folder, FORGOTTEN)}: missing", "restore the file")
-            digests[batch] = found
+    else:
         inherited = (parent.batches if parent else ()) if given else None
-        others = clean_of(folder, manifest, wish.secret, digests, inherited=inherited)
-    batches = (own, *(batch for batch in others if batch != own))
+        earlier = _earlier_digests(item for item in known.values() if item.batch != own)
+        for secret in (wish.secret, *wish.old_secrets):
+            others |= set(clean_of(folder, manifest, secret, earlier, inherited=inherited))
+    batches = (own, *sorted(others - {own}))
     return Lineage(line=wish.line, version=version, parent=parent.weights if parent else None, batches=batches, note=note)
+
+
+def _earlier_digests(known: Iterable[Released]) -> dict[str, Forgotten]:
+    """What each batch forgot, by all its releases together."""
+    found: dict[str, Forgotten] = {}
+    for item in known:
+        if not item.forgotten:
+            continue
+        read = read_forgotten(join(item.folder, FORGOTTEN), item.forgotten)
+        if read is None:
+            raise IntegrityError(f"{join(item.folder, FORGOTTEN)}: missing", "restore the file")
+        before = found.get(item.batch, read)
+        # Made with two secrets they cannot be put together; nobody's digests are then the batch's.
+        both = {*before.digests, *read.digests} if before.secret == read.secret else set[str]()
+        found[item.batch] = Forgotten(secret=read.secret, digests=tuple(sorted(both)))
+    return found
 
 
 def _original(folder: str) -> str:
@@ -272,3 +275,10 @@ def _record(ledger: Ledger, folder: str, manifest: Manifest, made: Released) -> 
     )
     with ledger.write() as tx:
         record_model(tx, model)
+
+
+def _settle(ledger: Ledger, made: Released) -> None:
+    from pipeline.ledger.releases import release_batch
+
+    with ledger.write() as tx:
+        release_batch(tx, made.batch, version=made.version, model_id=made.weights)

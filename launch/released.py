@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.aliases import safe_name
@@ -17,7 +17,7 @@ from pipeline.storage import absolute, exists, join, list_files, read_bytes
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
-__all__ = ["Released", "holds", "line_folder", "named", "read_release", "releases"]
+__all__ = ["Candidate", "Released", "holds", "line_folder", "named", "read_release", "releases"]
 
 
 @record
@@ -41,6 +41,16 @@ class Released:
     """sha256 of its keyed digests; empty where it has none."""
     forgotten_words: str
     """How many there are, or why there are none."""
+
+
+@record
+class Candidate:
+    """What is known of a release before it is published; see `Released`."""
+
+    version: str
+    weights: str
+    batch: str
+    batches: tuple[str, ...]
 
 
 def line_folder(to: str, line: str) -> str:
@@ -110,12 +120,6 @@ def named(known: Mapping[str, Released], version: str, line: str) -> Released:
     return known[version]
 
 
-def holds(target: Released, known: Iterable[Released], others: Collection[str] = ()) -> tuple[str, ...]:
-    """Digests of released batches whose images a release may still hold.
-
-    Args:
-        target: the release.
-        known: all releases of its line.
-        others: further batches that count as released, from a ledger.
-    """
-    return tuple(sorted({*(item.batch for item in known), *others} - {"", *target.batches}))
+def holds(target: Released | Candidate, batches: Collection[str]) -> tuple[str, ...]:
+    """Of some batches, by their digests, those whose images a release may still hold; sorted."""
+    return tuple(sorted({*batches} - {"", *target.batches}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from launch.keys import passphrase
 from launch.policy import SchedulePolicy
 from launch.release import Outcome, Wish, release
@@ -13,13 +11,12 @@ from pipeline.signing import read_private
 __all__ = ["release_run"]
 
 
-def release_run(ledger: Ledger, policy: SchedulePolicy, line: str, folder: str) -> Outcome:
+def release_run(ledger: Ledger, policy: SchedulePolicy, folder: str) -> Outcome:
     """Release a finished run by its schedule's policy; may be repeated.
 
     Args:
         ledger: in which it is written down, and with whose pseudonym key the forgotten keys are digested.
         policy: says where to, with which key, and which alias moves.
-        line: the model line; of a run file's path the file's name is the folder's.
         folder: the run folder.
 
     Raises:
@@ -31,6 +28,5 @@ def release_run(ledger: Ledger, policy: SchedulePolicy, line: str, folder: str) 
     with ledger.read() as tx:
         secret, now = tx.secret, tx.now
     key = read_private(policy.release_key, passphrase=passphrase(policy.passphrase_file))
-    name = os.path.splitext(os.path.basename(line))[0]
-    wish = Wish(to=policy.release_to, key=key, by=ledger.actor, now=now, line=name, alias=policy.alias, secret=secret)
+    wish = Wish(to=policy.release_to, key=key, by=ledger.actor, now=now, alias=policy.alias, secret=secret)
     return release(folder, wish, ledger=ledger)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from launch.released import Released, holds
+from launch.released import Released
 from pipeline.aliases import in_force, names
 from pipeline.bundle import names_below
 from pipeline.decode import canonical, decode, digest
@@ -73,7 +73,7 @@ def holders(run: str) -> tuple[str, ...]:
     return tuple(f"checkpoints/{name}" for name in names_below(join(run, "checkpoints")) if name.split("/")[0] not in CLEAN)
 
 
-def keep(line: str, release: Released, run: str, *, days: int, now: str) -> Kept:
+def keep(line: str, release: Released, run: str, *, days: int, now: str, ledger: Ledger | None = None) -> Kept:
     """Write down until when the checkpoints of a release's run are kept; what was written before stands.
 
     Args:
@@ -82,13 +82,19 @@ def keep(line: str, release: Released, run: str, *, days: int, now: str) -> Kept
         run: its run folder.
         days: from `now` on.
         now: UTC, ISO 8601.
+        ledger: in which the date is written down; the release must be in it.
     """
     until = (datetime.datetime.fromisoformat(now) + datetime.timedelta(days=days)).date().isoformat()
     made = Kept(version=release.version, batch=release.batch, run=run, files=holders(run), kept_until=until)
     uri = join(line, "retention", f"{release.version}.json")
-    if create_bytes(uri, canonical(made)):
-        return made
-    return _read(uri)
+    if not create_bytes(uri, canonical(made)):
+        made = _read(uri)
+    if ledger is not None:
+        from pipeline.ledger.releases import record_kept
+
+        with ledger.write() as tx:
+            record_kept(tx, release.line, release.version, model_id=release.weights, kept_until=made.kept_until)
+    return made
 
 
 def _read(uri: str) -> Kept:
@@ -118,7 +124,7 @@ def kept(line: str, known: Mapping[str, Released]) -> list[Item]:
         if left:
             items.append(Item(kind="checkpoints", folder=policy.run, version=policy.version, files=left, **same))
         for other in sorted(known.values(), key=lambda item: item.version):
-            if other.version == policy.version or policy.batch not in holds(other, [known[policy.version]]):
+            if other.version == policy.version or policy.batch in other.batches:
                 continue
             files = tuple(name for name in names_below(other.folder) if name.startswith(WEIGHTS))
             if files and not any(item.folder == other.folder for item in items):

@@ -59,4 +59,4 @@ def roll_back(
     if found.faults:
         lead = f"alias {alias}: not moved, for {version} does not verify"
         raise IntegrityError("\n  ".join([lead, *found.faults]), "restore the release, or choose another one")
-    return move(line, alias, target, known, act="rolled back", by=by, now=now, approval=approval, ledger=ledger)
+    return move(line, alias, target, act="rolled back", by=by, now=now, approval=approval, ledger=ledger)

@@ -28,8 +28,7 @@ class Touched:
     """A model that has to do with the images.
 
     `how`: `trained` on them · `forgot` them, or came from one that did · `derived` from one that was trained on them, and never
-    made to forget them · `perhaps` trained on them: on a version of a shard that held some of the images, and an index that would
-    say which is gone. `aliases`: those that name it now.
+    made to forget them · `perhaps` trained on them: the index that would say so is gone. `aliases`: those that name it now.
     """
 
     model_id: str
@@ -152,8 +151,8 @@ def _touched(tx: Transaction, found: Sequence[TracedRun], mine: Collection[str])
     how: dict[str, str] = {}
     own = lineage.models_of_batches(tx, mine)
     whole = {run.folder for run in found if run.state == "read"}
-    for model in _perhaps(tx, own, whole):
-        how[model] = "perhaps"
+    perhaps = _perhaps(tx, found, own)
+    how |= dict.fromkeys([*perhaps, *lineage.descendants(tx, perhaps)], "perhaps")
     trained = [
         row["model_id"]
         for run in found
@@ -184,15 +183,20 @@ def _touched(tx: Transaction, found: Sequence[TracedRun], mine: Collection[str])
     )
 
 
-def _perhaps(tx: Transaction, own: Sequence[dict[str, Any]], whole: Collection[str]) -> list[str]:
-    """Models of runs whose index is not whole any more, that were trained on a shard in which images of the own batches lay."""
-    objects = [item for row in own for item in lineage.objects_of(tx, row["model_id"]) if item["role"] == "forgotten"]
-    skipped, ran = lineage.skipped_before(tx), {row["folder"] for row in own}
+def _perhaps(tx: Transaction, found: Sequence[TracedRun], own: Sequence[dict[str, Any]]) -> list[str]:
+    """Models of other batches' runs whose index is not whole any more: nothing tells which images they were trained on.
+
+    Not those of runs that began when all images of the own batches had tombstones.
+    """
+    ran, skipped = {row["folder"] for row in own}, lineage.skipped_before(tx)
     digests = {batches.find(tx, row["batch_id"])["requests_digest"] for row in own if row["batch_id"]}
+    unknown = [run.folder for run in found if run.state != "read" and run.folder not in ran]
     return [
         row["model_id"]
-        for row in lineage.models_that_saw(tx, [(item["uri"], item["sha256"]) for item in objects])
-        if row["role"] == "trained" and row["folder"] not in {*whole, *ran} and not digests <= set(skipped.get(row["folder"], ()))
+        for folder in unknown
+        if not digests or not digests <= set(skipped.get(folder, ()))
+        for row in lineage.model_named(tx, folder)
+        if any(item["role"] == "trained" for item in lineage.objects_of(tx, row["model_id"]))
     ]
 
 

@@ -28,8 +28,8 @@ PROOF = "erasure.json"
 
 @record
 class Findings:
-    """What was checked and everything that is wrong. `remote` shards lie on other storage and were not fetched;
-    `erased` versions of files are rightly gone."""
+    """What was checked and everything that is wrong. `remote` shards lie on other storage and were not fetched; `erased` versions
+    of files, and files `retired` by a keep policy, are rightly gone."""
 
     folder: str
     receipts: int
@@ -38,6 +38,7 @@ class Findings:
     remote: int
     erased: int
     faults: tuple[str, ...]
+    retired: int = 0
     schema: Literal["findings/1"] = "findings/1"
 
 
@@ -84,7 +85,8 @@ def verify(folder: str) -> Findings:
     config, faults = _config(folder)
     receipts = _receipts(folder, config, faults)
     erasure = _erasure(folder, faults)
-    hashes = _Hashes(folder, erasure, _retired(folder, faults))
+    retired = _retired(folder, faults)
+    hashes = _Hashes(folder, erasure, retired)
     for receipt in receipts.values():
         said_by = f"stage {receipt.stage}"
         faults += [fault for ref in receipt.outputs if (fault := hashes.fault(ref, said_by))]
@@ -98,6 +100,7 @@ def verify(folder: str) -> Findings:
         shards=shards,
         remote=remote,
         erased=len(erasure.removed) if erasure else 0,
+        retired=len(retired),
         faults=tuple(dict.fromkeys(faults)),
     )
 

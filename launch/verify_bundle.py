@@ -27,7 +27,9 @@ from pipeline.storage import absolute, exists, is_local, join, read_bytes
 if TYPE_CHECKING:
     from securesystemslib.signer import SSlibKey
 
-__all__ = ["ReleaseFindings", "answer_about_key", "is_release", "verify_release"]
+    from pipeline.ledger.store import Ledger
+
+__all__ = ["ReleaseFindings", "answer_about_key", "is_release", "ledger_fault", "verify_release"]
 
 
 @record
@@ -49,6 +51,26 @@ class ReleaseFindings:
 def is_release(folder: str) -> bool:
     """Whether a folder is a release, whole or not, and no run folder. Raises StorageError where there is nothing."""
     return is_bundle(absolute(folder))
+
+
+def ledger_fault(folder: str, ledger: Ledger) -> str:
+    """Hold the end of the history that a release names against a ledger; empty: that entry is still what it was.
+
+    Whoever rewrites a whole history, its end included, is found by this. The release should have been verified before.
+
+    Raises:
+        ConfigError: the release names no ledger.
+    """
+    from pipeline.ledger.history import entries
+
+    head = unseal(read_bytes(join(absolute(folder), STATEMENT_FILE)), where=folder).payload["predicate"]["ledger"]
+    if head is None:
+        raise ConfigError(f"{folder}: was released without a ledger", "leave --ledger out")
+    with ledger.read() as tx:
+        found = entries(tx, after=head["seq"] - 1, limit=1)
+    if found and (found[0]["seq"], found[0]["hash"]) == (head["seq"], head["hash"]):
+        return ""
+    return f"{ledger.name}: entry {head['seq']} of its history is not what it was when this was released"
 
 
 def verify_release(folder: str, key: SSlibKey | None = None) -> ReleaseFindings:

@@ -16,20 +16,21 @@ from pipeline.layers import SAFE_NAME
 from pipeline.records import record
 from pipeline.storage import create_bytes, exists, join, list_files, publish_bytes, read_bytes
 
-__all__ = ["Change", "change", "changes", "in_force", "names", "point", "safe_name"]
+__all__ = ["Change", "change", "changes", "in_force", "named_batches", "names", "point", "safe_name"]
 
 
 @record
 class Change:
     """One change of an alias.
 
-    number: from 1 on · version: the release that it names from now on · weights, statement: sha256 of both · act: what was
-    done · by, reason: who did it, and why, as far as it was said · approved: whether a person let it pass · at: UTC · previous:
-    sha256 of the change before; empty in the first
+    number: from 1 on · version: the release that it names from now on · batch: digest of what that unlearned · weights,
+    statement: sha256 of both · act: what was done · by, reason: who did it, and why, as far as it was said · approved: whether a
+    person let it pass · at: UTC · previous: sha256 of the change before; empty in the first
     """
 
     number: int
     version: str
+    batch: str
     weights: str
     statement: str
     act: Literal["promoted", "rolled back"]
@@ -83,13 +84,17 @@ def names(line: str) -> list[str]:
     return sorted({uri.rsplit("/", 2)[-2] for uri in list_files(folder, "/000001.json")} if exists(folder) else set())
 
 
-def change(line: str, name: str, version: str, weights: str, statement: str, *, before: Change | None, **told: object) -> Change:
+def named_batches(line: str) -> frozenset[str]:
+    """Digests of what the releases unlearned that an alias of the line has ever named: whoever asked for it may rely on it."""
+    return frozenset(item.batch for name in names(line) for item in changes(line, name))
+
+
+def change(line: str, name: str, *, before: Change | None, **told: object) -> Change:
     """Let an alias name another release, if it still names what `before` says.
 
     Args:
         line: folder of the model line.
         name: of the alias.
-        version, weights, statement: of the release.
         before: what `in_force` answered when the change was decided on.
         told: the other fields of `Change`.
 
@@ -98,8 +103,7 @@ def change(line: str, name: str, version: str, weights: str, statement: str, *, 
     """
     previous = "" if before is None else hashlib.sha256(canonical(before)).hexdigest()
     number = 1 if before is None else before.number + 1
-    named = {"number": number, "version": version, "weights": weights, "statement": statement, "previous": previous}
-    item = decode(Change, {**told, **named}, where=f"alias {name}")
+    item = decode(Change, {**told, "number": number, "previous": previous}, where=f"alias {name}")
     content = canonical(item)
     if not create_bytes(join(line, "aliases", safe_name("alias", name), f"{number:06d}.json"), content):
         raise StorageError(f"alias {name}: another host changed it at the same time", "run the same command again")

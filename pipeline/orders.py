@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
-from pipeline.ledger.refusals import Looked
 from pipeline.records import RequestBatch, record
+from pipeline.request_orders import LikenessOrder, LookupOrder
 from pipeline.schedule_orders import SiftOrder, TraceOrder
 
 __all__ = [
@@ -27,11 +27,7 @@ __all__ = [
     "Forecast",
     "IndexAnswer",
     "IndexOrder",
-    "LikenessAnswer",
-    "LikenessOrder",
     "Linear",
-    "LookupAnswer",
-    "LookupOrder",
     "Machine",
     "MeasureAnswer",
     "MeasureOrder",
@@ -77,36 +73,6 @@ class BatchOrder:
 
     config: RunConfig
     batch: RequestBatch
-
-
-@record
-class LookupOrder:
-    """What do values mean to the source of a run: those of a batch, or (`file` not empty) those of a file of requests."""
-
-    config: RunConfig
-    batch: RequestBatch = RequestBatch(requests=())
-    file: str = ""
-
-
-@record
-class LookupAnswer:
-    """What the index says; None: the source is not indexed."""
-
-    looked: Looked | None
-
-
-@record
-class LikenessOrder:
-    """Hash these image files."""
-
-    files: tuple[str, ...]
-
-
-@record
-class LikenessAnswer:
-    """16 hexadecimal digits a file; empty where it is no image, or has no such hash."""
-
-    hashes: tuple[str, ...]
 
 
 @record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.config import ImagesConfig
 from pipeline.data.likeness import perceptual_hash
-from pipeline.orders import LikenessAnswer, LikenessOrder
+from pipeline.request_orders import LikenessAnswer, LikenessOrder
 from pipeline.storage import read_bytes
 
 __all__ = ["run"]

@@ -13,8 +13,8 @@ from pipeline.data.progress import in_lines
 from pipeline.data.selection import Chosen, Wanted, choose, wanted_by
 from pipeline.ledger.refusals import Looked
 from pipeline.ledger.tables import RowFile
-from pipeline.orders import LookupAnswer, LookupOrder
 from pipeline.records import DeletionRequest, RequestBatch, Selector
+from pipeline.request_orders import LookupAnswer, LookupOrder
 from pipeline.storage import join
 
 __all__ = ["run", "unknown_values"]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import posixpath
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
-from pipeline.data.rows import open_index
 from pipeline.data.selection import Chosen, Wanted, choose, means, wanted_by
 from pipeline.data.tombstones import read_tombstones
 from pipeline.decode import decode
-from pipeline.errors import ConfigError, IntegrityError, StorageError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.records import DeletionRequest, FileRef, Manifest, RequestBatch
 from pipeline.schedule_orders import TraceAnswer, TracedRun, TracedShard, TraceOrder
-from pipeline.storage import exists, join, read_bytes
+from pipeline.storage import exists, hash_file, join, read_bytes
 
 __all__ = ["run"]
 
@@ -86,11 +86,11 @@ def _parts(folder: str, manifest: Manifest) -> tuple[list[FileRef], int]:
     parts, gone = [], 0
     for ref in manifest.index:
         uri = join(folder, ref.uri)
-        try:
-            open_index(uri, ref.sha256)
-            parts.append(FileRef(uri=uri, sha256=ref.sha256, bytes=ref.bytes))
-        except (StorageError, IntegrityError, FileNotFoundError):
-            gone += 1  # an erasure removes or rewrites what holds rows of deleted images
+        # An erasure removes, or writes anew, what holds rows of deleted images.
+        if exists(uri) and hash_file(uri).sha256 == ref.sha256:
+            parts.append(dataclasses.replace(ref, uri=uri))
+        else:
+            gone += 1
     return parts, gone
 
 

@@ -251,7 +251,9 @@ def _follow(tx: Transaction, row: Mapping[str, Any], state: str, failed: tuple[s
         change = {"state": "failed", "attempts": REQUEST.c.attempts + 1}
         if tx.execute(sa.update(REQUEST).where(one).values(change)).rowcount != len(failed):
             raise ForbiddenMove(f"batch {name}: of the requests that failed, not all are its own", "name requests of this batch")
-    able = sa.and_(mine, REQUEST.c.state.in_(sources(REQUEST_MOVES, after)), REQUEST.c.request_id.not_in(failed))
+    # A person was asked about those that are held alone: they do not go on with the others.
+    before = (row["state"],) if state in ("closed", "moved_on") else sources(REQUEST_MOVES, after)
+    able = sa.and_(mine, REQUEST.c.state.in_(before), REQUEST.c.request_id.not_in(failed))
     if state == "rolled_back":
         other = REQUEST.alias("other")
         twin = sa.select(other.c.request_id).where(other.c.fingerprint == REQUEST.c.fingerprint, other.c.state.not_in(FINAL))
@@ -265,7 +267,8 @@ def _follow(tx: Transaction, row: Mapping[str, Any], state: str, failed: tuple[s
     if moved + len(failed) != row["requests_count"] and state not in ("moved_on", "rolled_back"):
         raise ForbiddenMove(f"batch {name}: some of its requests cannot become {after}", "they went on without it")
     beside = BATCH_REQUEST.c.batch_id == name
-    tx.execute(sa.update(BATCH_REQUEST).where(beside, BATCH_REQUEST.c.request_id.not_in(failed)).values(outcome=outcome))
+    left = sa.select(REQUEST.c.request_id).where(mine) if after == "queued" else list(failed)
+    tx.execute(sa.update(BATCH_REQUEST).where(beside, BATCH_REQUEST.c.request_id.not_in(left)).values(outcome=outcome))
     if failed:
         tx.execute(sa.update(BATCH_REQUEST).where(beside, BATCH_REQUEST.c.request_id.in_(failed)).values(outcome="failed"))
 

@@ -15,11 +15,11 @@ from pipeline.ledger.schema import HEAD, HISTORY, VERSION
 if TYPE_CHECKING:
     from pipeline.ledger.store import Ledger, Transaction
 
-__all__ = ["FIRST", "WHATS", "Fault", "append", "check", "entries"]
+__all__ = ["ABOUT", "FIRST", "Fault", "append", "check", "entries"]
 
 FIRST = "0" * 64
 """What stands as the previous hash in the first entry."""
-WHATS = ("ledger", "request", "batch", "run", "release")
+ABOUT = ("ledger", "request", "batch", "run", "release")
 FIELDS = ("seq", "at", "actor", "what", "name", "event", "detail", "previous")
 PAGE = 2000
 
@@ -37,7 +37,7 @@ def append(tx: Transaction, what: str, name: str, event: str, detail: Mapping[st
 
     Args:
         tx: a transaction that writes.
-        what: one of `WHATS`.
+        what: one of `ABOUT`.
         name: of the request, batch, run folder or alias; never a key or a subject.
         event: one or two words.
         detail: plain data without keys, subjects and notes.
@@ -45,8 +45,8 @@ def append(tx: Transaction, what: str, name: str, event: str, detail: Mapping[st
     Returns:
         The entry's number.
     """
-    if what not in WHATS:
-        raise ValueError(f"{what}: not one of {', '.join(WHATS)}")
+    if what not in ABOUT:
+        raise ValueError(f"{what}: not one of {', '.join(ABOUT)}")
     text = canonical(detail or {}).decode().rstrip("\n")
     entry = {
         **{"seq": tx.seq + 1, "at": tx.now, "actor": tx.ledger.actor, "what": what, "name": name, "event": event},

@@ -154,13 +154,14 @@ class _Taking:
             taken.add(row["request_id"])
             same[row["fingerprint"]] = row
             fresh.append(tuple(row.values()))
-            columns = tuple(row)
             more += [(row["request_id"], value) for value in values]
         if fresh:
-            self.tx.insert(REQUEST, columns, fresh)
+            self.tx.insert(REQUEST, tuple(self._waiting[0][1]), fresh)
             self.tx.insert(REQUEST_VALUE, ("request_id", "value"), more)
-        for name, count in repeated.items():
-            self.tx.execute(sa.update(REQUEST).where(REQUEST.c.request_id == name).values(repeats=REQUEST.c.repeats + count))
+        if repeated:
+            more_often = REQUEST.c.repeats + sa.bindparam("count")
+            counted = sa.update(REQUEST).where(REQUEST.c.request_id == sa.bindparam("named")).values(repeats=more_often)
+            self.tx.execute(counted, [{"named": name, "count": count} for name, count in repeated.items()])
         self.new, self.values, self.repeats = (
             self.new + len(fresh),
             self.values + len(more),

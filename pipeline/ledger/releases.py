@@ -22,9 +22,11 @@ __all__ = [
     "line_of",
     "record_alias",
     "record_destroyed",
+    "record_kept",
     "record_model",
     "record_new_secret",
     "record_retired",
+    "release_batch",
     "released_batches",
     "take_back",
 ]
@@ -55,9 +57,11 @@ def batch_of(tx: Transaction, batch_digest: str) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
-def line_of(tx: Transaction, model_id: str, otherwise: str) -> str:
-    """The line that the ledger keeps a model under, or `otherwise`."""
-    return str(tx.execute(sa.select(MODEL.c.line).where(MODEL.c.model_id == model_id)).scalar() or otherwise)
+def line_of(tx: Transaction, model_id: str, otherwise: str, *, batch_digest: str = "") -> str:
+    """The line that the ledger keeps a model under; of an unknown one its batch's, or `otherwise`."""
+    known = tx.execute(sa.select(MODEL.c.line).where(MODEL.c.model_id == model_id)).scalar()
+    batch = batch_of(tx, batch_digest) if not known and batch_digest else None
+    return str(known or (batch["line"] if batch else otherwise))
 
 
 def released_batches(tx: Transaction, line: str) -> set[str]:
@@ -66,13 +70,12 @@ def released_batches(tx: Transaction, line: str) -> set[str]:
     return set(tx.execute(query).scalars())
 
 
-def record_model(tx: Transaction, model: Model, *, kept_until: str | None = None) -> str:
-    """Write down a released model, what it saw, and that its batch is released.
+def record_model(tx: Transaction, model: Model) -> str:
+    """Write down a published model and what it saw.
 
     Args:
         tx: a transaction that writes.
         model: which.
-        kept_until: date from which the checkpoints that it came from are not kept; None: no such policy.
 
     Returns:
         The name of its batch; empty where the ledger does not know the batch.
@@ -83,18 +86,23 @@ def record_model(tx: Transaction, model: Model, *, kept_until: str | None = None
     if known is None:
         line, made = batch["line"] if batch else model.line, {"made_at": tx.now, "parent": parent, "removed_at": None}
         row = {"model_id": model.model_id, "line": line, "batch_id": batch["batch_id"] if batch else None, **made}
-        row |= {"folder": model.folder, "uri": model.uri, "verdict": model.verdict, "kept_until": kept_until}
+        row |= {"folder": model.folder, "uri": model.uri, "verdict": model.verdict, "kept_until": None}
         tx.execute(sa.insert(MODEL).values(**row, digests=dict(model.digests)))
         _record_objects(tx, model)
     if known is None or known["uri"] != model.uri:
         if known is not None:
-            changed = {"uri": model.uri, "verdict": model.verdict, "kept_until": kept_until, "digests": dict(model.digests)}
+            changed = {"uri": model.uri, "verdict": model.verdict, "digests": dict(model.digests)}
             tx.execute(sa.update(MODEL).where(MODEL.c.model_id == model.model_id).values(changed))
         detail = {"model": model.model_id, "batch": model.batch, "verdict": model.verdict, "parent": parent}
-        history.append(tx, "release", f"{model.line}/{model.version}", "released", {**detail, "kept_until": kept_until})
-    if batch and batch["state"] == "evaluated":
-        batches.move(tx, batch["batch_id"], "released", detail={"release": model.version, "model": model.model_id})
+        history.append(tx, "release", f"{model.line}/{model.version}", "released", detail)
     return str(batch["batch_id"]) if batch else ""
+
+
+def release_batch(tx: Transaction, batch_digest: str, *, version: str, model_id: str) -> None:
+    """Let a batch whose run was evaluated count as released; nothing happens to one that is further, or unknown."""
+    batch = batch_of(tx, batch_digest)
+    if batch and batch["state"] == "evaluated":
+        batches.move(tx, batch["batch_id"], "released", detail={"release": version, "model": model_id})
 
 
 def known_model(tx: Transaction, model_id: str) -> bool:
@@ -152,6 +160,13 @@ def take_back(tx: Transaction, digests: Collection[str], *, reason: str) -> list
     for name in found:
         batches.move(tx, name, "rolled_back", detail={"reason": reason})
     return found
+
+
+def record_kept(tx: Transaction, line: str, version: str, *, model_id: str, kept_until: str) -> None:
+    """Write down the date until which the checkpoints that a model came from are kept; the first date stands."""
+    undated = sa.update(MODEL).where(MODEL.c.model_id == model_id, MODEL.c.kept_until.is_(None))
+    if tx.execute(undated.values(kept_until=kept_until)).rowcount:
+        history.append(tx, "release", f"{line}/{version}", "kept", {"model": model_id, "until": kept_until})
 
 
 def record_retired(tx: Transaction, line: str, version: str, *, model_id: str, files: int, weights: bool) -> None:

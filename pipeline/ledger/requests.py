@@ -89,6 +89,9 @@ def check_form(submission: Submission, *, where: str = "request") -> list[str]:
     if submission.request_id and (not OWN_ID.fullmatch(submission.request_id) or submission.request_id.startswith("r-")):
         cure = "use 1 to 64 letters, digits, '.', '_' and '-' without personal data; names in r- are the ledger's own"
         raise ConfigError(f"{where}: request_id: not a name", cure)
+    for name, text in (("subject", submission.subject), ("basis", submission.basis), ("note", submission.note)):
+        if text and ("\0" in text or not _encodable(text)):
+            raise ConfigError(f"{where}: {name}: no text", "write it in letters")
     values = sorted({_value(submission.kind, value, where) for value in submission.values})
     if not values:
         raise ConfigError(f"{where}: empty: no value", "name at least one key, label, prefix or digest")
@@ -125,6 +128,14 @@ def prepare(submission: Submission, secret: bytes, now: str, *, where: str = "re
         **{"batch_id": None, "attempts": 0, "repeats": 0},
     }
     return row, values
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _value(kind: str, value: str, where: str) -> str:

@@ -120,6 +120,7 @@ REQUEST = Table(
     Index("uq_request_open", "fingerprint", unique=True, sqlite_where=OPEN, postgresql_where=OPEN),
     Index("ix_request_closed", "fingerprint", sqlite_where=CLOSED, postgresql_where=CLOSED),
     Index(None, "line", "state", "due_at"),
+    Index(None, "due_at", "request_id"),
     Index("ix_request_batch_id", "batch_id", sqlite_where=_BATCHED, postgresql_where=_BATCHED),
     Index(None, "subject"),
 )

@@ -33,7 +33,7 @@ DEFAULT_URL = "sqlite:///unlearn-ledger.sqlite"
 URL_VARIABLE, KEY_VARIABLE = "UNLEARN_LEDGER", "UNLEARN_PSEUDONYM_KEY"
 BUSY_SECONDS = 120
 """How long to wait for another writer: longer than an import of a million rows."""
-CACHE_KIB = 64 * 1024
+CACHE_KIB = 128 * 1024
 """Pages of the file that SQLite keeps in memory: the indexes of a million requests."""
 MIGRATION_LOCK = 5_077_310_221
 """PostgreSQL's advisory lock that whoever makes or changes tables holds."""
@@ -86,8 +86,17 @@ class Transaction:
 
     def insert(self, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert many rows, each a tuple in the order of `columns`, without what SQLAlchemy does for each row."""
-        mark = "?" if self.connection.dialect.paramstyle == "qmark" else "%s"
-        text = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join(mark for _ in columns)})"  # noqa: S608
+        names = ", ".join(columns)
+        if self.connection.dialect.name == "postgresql":
+            driver: Any = self.connection.connection
+            try:
+                with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
+                    for row in rows:
+                        copy.write_row(row)
+            except self.connection.dialect.loaded_dbapi.Error as fault:
+                raise _refused(self.ledger.name, fault) from None
+            return
+        text = f"INSERT INTO {table.name} ({names}) VALUES ({', '.join('?' for _ in columns)})"  # noqa: S608
         self.connection.exec_driver_sql(text, list(rows))
 
     def execute(self, statement: sa.Executable, rows: Any = None) -> sa.CursorResult[Any]:
@@ -158,12 +167,16 @@ def _named_faults(name: str) -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as fault:
-        kind = type(fault.orig).__name__
-        if "locked" in str(fault.orig):
-            raise StorageError(f"{name}: in use by another writer for {BUSY_SECONDS} s", "run the same command again") from None
-        state = getattr(fault.orig, "sqlstate", None) or getattr(fault.orig, "sqlite_errorname", None)
-        what = f"the database refused: {kind}{f' {state}' if state else ''}"
-        raise StorageError(f"{name}: {what}", "check that the database runs, has room and lets you write") from None
+        raise _refused(name, fault.orig) from None
+
+
+def _refused(name: str, fault: BaseException | None) -> StorageError:
+    """One message for a fault of the database's driver, with its kind and code and nothing of its text."""
+    if "locked" in str(fault):
+        return StorageError(f"{name}: in use by another writer for {BUSY_SECONDS} s", "run the same command again")
+    state = getattr(fault, "sqlstate", None) or getattr(fault, "sqlite_errorname", None)
+    what = f"the database refused: {type(fault).__name__}{f' {state}' if state else ''}"
+    return StorageError(f"{name}: {what}", "check that the database runs, has room and lets you write")
 
 
 def open_ledger(
@@ -241,7 +254,7 @@ def _engine(address: sa.URL) -> sa.Engine:
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     try:
-        return sa.create_engine(address, hide_parameters=True, pool_size=2, pool_pre_ping=True)
+        return sa.create_engine(address, hide_parameters=True, pool_size=2, pool_pre_ping=True, isolation_level="READ COMMITTED")
     except ImportError:
         raise ConfigError("--ledger: PostgreSQL's driver is not installed", "pip install 'i2i-unlearn[postgres]'") from None
 

@@ -170,14 +170,14 @@ class RowFile:
 
     def _scattered(self) -> bool:
         """Whether a request_id comes again after others: 8 bytes are kept for each change of it."""
-        last, marks = None, [np.empty(0, dtype=np.uint64)]
+        last, marks = None, [np.empty(0, dtype=np.int64)]
         for piece in self._pieces(["request_id"]):
             changes = []
             for name in self._text(piece.column(0), 0):
                 if name and name != last:
-                    changes.append(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big"))
+                    changes.append(hash(name))
                 last = name
-            marks.append(np.array(changes, dtype=np.uint64))
+            marks.append(np.array(changes, dtype=np.int64))
         together = np.sort(np.concatenate(marks))
         return bool((together[1:] == together[:-1]).any())
 

@@ -26,6 +26,7 @@ TESTED_ELSEWHERE = {
     "pipeline/engine/probe.py": "tests/pipeline/engine/test_distributed.py",
     "pipeline/methods/base.py": "tests/pipeline/methods/test_decouple.py",
     "pipeline/models/base.py": "tests/pipeline/models/test_autoencoder.py",
+    "pipeline/ledger/migrations/versions/v0001_ledger.py": "tests/pipeline/ledger/test_store.py",
     "pipeline/records.py": "tests/pipeline/test_decode.py",
 }
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".cfg", ".txt", ".csv", ".j2", ""}

@@ -14,7 +14,9 @@ from launch.local import run_chain
 from launch.torchrun import JobSpec, Resources
 from pipeline.chain import StageSpec
 from pipeline.config import RunConfig, read_batch, resolve, run_folder
+from pipeline.ledger.refusals import Looked
 from pipeline.records import RequestBatch
+from pipeline.request_orders import LikenessAnswer, LookupAnswer
 from tests.launch.fake_slurm import FakeSlurm
 from tests.support.finished import GROUPS
 from tests.support.releasing import WIDER, Place, moved, other_run, place, usual_run
@@ -90,6 +92,26 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.setattr(queue, "_client", fake)
     monkeypatch.setattr(queue, "require", lambda: None)
     return fake
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test in a folder of its own, with no ledger named but the one that lies there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("UNLEARN_LEDGER", "UNLEARN_PSEUDONYM_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Looked | None]:
+    """What the index is made to say, last in the list; no worker is started."""
+    says: list[Looked | None] = [None]
+    answers = {
+        "lookup": lambda order: LookupAnswer(looked=says[-1]),
+        "likeness": lambda order: LikenessAnswer(hashes=tuple("0f" * 8 if file.endswith(".png") else "" for file in order.files)),
+    }
+    monkeypatch.setattr("launch.acts.carry_out", lambda act, order, answer, to_stderr=False: answers[act](order))
+    return says
 
 
 @pytest.fixture(scope="session")

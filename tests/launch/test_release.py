@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -87,6 +88,30 @@ def test_many_that_send_at_once_make_one_release_and_one_change(room: Place, usu
     assert [path.name for path in room.line.iterdir() if path.name.startswith(".")] == []
     (made,) = room.line.glob("tiny-*")
     assert verify_release(str(made), room.key.public).faults == ()
+
+
+def _die_at(number: int, room: Place, run: Path) -> None:
+    """Send, and end without a word at the so-many-th time that something is written for good."""
+    written = itertools.count(1)
+    flush = os.fsync
+    os.fsync = lambda handle: os._exit(9) if next(written) == number else flush(handle)  # type: ignore[assignment]
+    room.send(run, alias="production")
+
+
+def test_killed_at_any_moment_it_is_whole_or_not_there(room: Place, usual: Path) -> None:
+    context, codes = multiprocessing.get_context("fork"), []
+    for number in (1, 9, 16, 17, 18, 19, 20, 40):
+        worker = context.Process(target=_die_at, args=(number, room, usual))
+        worker.start()
+        worker.join(30)
+        codes.append(worker.exitcode)
+        made = [folder for folder in room.line.iterdir() if folder.name.startswith("tiny-")]
+        assert [fault for folder in made for fault in verify_release(str(folder), room.key.public).faults] == []
+        named = in_force(str(room.line), "production")
+        assert named is None or [folder.name for folder in made] == [named.version]
+    assert codes[0] == 9 and codes[-1] == 0 and codes.count(9) >= 4
+    last = room.send(usual, alias="production")
+    assert last.promotion is not None and last.promotion.did == "unchanged"
 
 
 def test_on_other_storage_it_is_the_same(room: Place, usual: Path) -> None:
@@ -194,6 +219,7 @@ def test_a_model_that_was_trained_on_released_images_is_not_promoted(shop: Place
         shop.send(other, alias="production")
     change = in_force(str(shop.line), "production")
     assert change is not None and change.number == 1
+    assert len(list(shop.line.glob("tiny-*"))) == 1  # not published either: nothing may rely on it
 
 
 def test_a_model_that_forgot_them_too_is_promoted(shop: Place, usual: Path, wider: Path) -> None:
@@ -205,6 +231,32 @@ def test_a_model_that_forgot_them_too_is_promoted(shop: Place, usual: Path, wide
     assert late.promotion is not None and late.promotion.did == "passed on"
     change = in_force(str(shop.line), "production")
     assert change is not None and change.version == made.release.version
+
+
+def test_after_a_new_secret_the_old_one_still_tells_what_was_forgotten(shop: Place, wider: Path) -> None:
+    """Digests of two secrets cannot be compared; so the old one is needed as long as its releases count."""
+    new = b"n" * 32
+    with pytest.raises(GateFailed, match="may hold images of 1 released batches"):
+        shop.send(wider, alias="production", secret=new)
+    made = shop.send(wider, alias="production", secret=new, old_secrets=(shop.secret,))
+    assert made.promotion is not None and made.promotion.did == "promoted" and len(made.release.batches) == 2
+
+
+def test_an_audit_of_other_weights_does_not_count(room: Place, usual: Path, tmp_path: Path) -> None:
+    shutil.copytree(usual.parent, tmp_path / "out")
+    run = tmp_path / "out" / usual.name
+    weights = json.loads((run / "report.json").read_text())["provenance"]["weights"]["sha256"]
+    audit = {"weights_sha256": "0" * 64, "verdict": {"rules": [{"metric": "attacks", "state": "kept"}]}}
+    (run / "audit.json").write_text(json.dumps(audit))
+    with pytest.raises(IntegrityError, match=r"audit\.json: of other weights"):
+        room.send(run)
+    audit |= {"weights_sha256": weights, "verdict": {"rules": [{"metric": "attacks", "state": "broken"}]}}
+    (run / "audit.json").write_text(json.dumps(audit))
+    with pytest.raises(GateFailed, match="attacks broken"):
+        room.send(run)
+    (run / "audit.json").write_text("[]")
+    with pytest.raises(IntegrityError, match="not an audit"):
+        room.send(run)
 
 
 def test_without_a_secret_nothing_is_computed_and_said_so(room: Place, usual: Path, wider: Path) -> None:

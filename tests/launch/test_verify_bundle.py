@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.keys import destroy_secret, new_secret, read_secret
-from launch.verify_bundle import answer_about_key, is_release, verify_release
+from launch.verify_bundle import answer_about_key, is_release, ledger_fault, verify_release
 from pipeline.bundle import STATEMENT_FILE, WEIGHTS_SIGNATURE, hash_files
 from pipeline.decode import canonical, digest
 from pipeline.errors import ConfigError
+from pipeline.ledger.store import open_ledger
 from pipeline.signing import make_keys, read_private, read_public, seal, unseal
 from tests.support.command import environment
 from tests.support.finished import FORGOTTEN
@@ -224,6 +225,17 @@ def test_without_the_library_the_weights_signature_is_said_to_be_unchecked(
     monkeypatch.setitem(sys.modules, "model_signing", None)
     found = verify_release(str(steady[0]), steady[1].key.public)
     assert found.faults == () and found.trusted and found.weights_signature.startswith("not checked: ")
+
+
+def test_a_history_that_was_rewritten_is_found_by_a_release(room: Place, usual: Path) -> None:
+    """Whoever makes a ledger anew, all hashes right, cannot make the entry that a release was signed with."""
+    with open_ledger(f"sqlite:///{room.base}/true.sqlite") as ledger:
+        folder = room.send(usual, ledger).release.folder
+        assert ledger_fault(folder, ledger) == ""
+    with open_ledger(f"sqlite:///{room.base}/false.sqlite", actor="someone else") as other:
+        assert "entry 1 of its history is not what it was" in ledger_fault(folder, other)
+    with open_ledger(f"sqlite:///{room.base}/true.sqlite") as ledger, pytest.raises(ConfigError, match="without a ledger"):
+        ledger_fault(room.send(usual, to=f"{room.to}-2").release.folder, ledger)
 
 
 def test_a_key_that_was_encrypted_signs_the_same_way(usual: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -13,10 +14,12 @@ import yaml
 from launch.batch_run import BatchRun
 from launch.desk import Desk
 from launch.policy import SchedulePolicy, read_policy
-from pipeline.decode import digest
-from pipeline.errors import ConfigError, UnlearnError
+from pipeline.chain import write_receipt
+from pipeline.decode import canonical, digest, plain
+from pipeline.errors import ConfigError
 from pipeline.ledger.requests import Submission, submit
 from pipeline.ledger.store import Ledger
+from pipeline.records import FileRef, Manifest, Receipt, ShardRef, Split
 from pipeline.requests import batch_digest
 
 LINE = """
@@ -108,11 +111,6 @@ class FakeRunner:
 
 def write_finished(folder: Path, run: BatchRun) -> None:
     """What `made_by` reads of a run: manifest, report, configuration and the receipts of two stages."""
-    import dataclasses
-
-    from pipeline.chain import write_receipt
-    from pipeline.decode import canonical, plain
-    from pipeline.records import FileRef, Manifest, Receipt, ShardRef, Split
 
     def shard(name: str, origin: str, samples: int) -> ShardRef:
         content = digest([name, batch_digest(run.batch) if origin != "original" else ""])
@@ -165,7 +163,3 @@ def desk_of(ledger: Ledger, policy: SchedulePolicy, runner: Any, *, owner: str =
     """A desk with this runner in place of both real ones."""
     heard = [] if said is None else said
     return Desk(ledger, policy, owner=owner, say=heard.append, runners={"local": runner, "slurm": runner})
-
-
-class Storm(UnlearnError):
-    """A named failure that no rule knows."""

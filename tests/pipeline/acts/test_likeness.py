@@ -11,7 +11,7 @@ from pipeline.acts import likeness
 from pipeline.data.images import encode_png
 from pipeline.data.likeness import perceptual_hash
 from pipeline.errors import StorageError
-from pipeline.orders import LikenessOrder
+from pipeline.request_orders import LikenessOrder
 from tests.pipeline.data.tars import drawing
 
 

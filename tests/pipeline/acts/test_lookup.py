@@ -12,7 +12,8 @@ from pipeline.config import resolve
 from pipeline.data.likeness import perceptual_hash
 from pipeline.errors import ConfigError
 from pipeline.ledger.refusals import Looked
-from pipeline.orders import IndexOrder, LookupOrder
+from pipeline.orders import IndexOrder
+from pipeline.request_orders import LookupOrder
 from pipeline.requests import parse
 from tests.pipeline.data.tars import drawing, write_tar
 from tests.support.finished import LAYOUT, contents, tar_run_file, tar_source

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
-import os
-import random
-import signal
-import time
-from collections.abc import Callable
-from typing import Any
+import tempfile
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
 from pipeline.ledger import batches, history
 from pipeline.ledger.batches import Policy, as_batch, close, close_due, find, listing, move, note, without
-from pipeline.ledger.leases import claim
-from pipeline.ledger.requests import Submission, counts, submit
+from pipeline.ledger.leases import LeaseLost, claim
+from pipeline.ledger.requests import Submission, counts, submit, withdraw
 from pipeline.ledger.requests import move as move_requests
 from pipeline.ledger.schema import BATCH_REQUEST, REQUEST
 from pipeline.ledger.states import BATCH_MOVES, ForbiddenMove
@@ -27,6 +23,7 @@ from pipeline.ledger.store import Ledger, Transaction, open_ledger
 from pipeline.requests import batch_digest
 from tests.pipeline.ledger.conftest import Clock
 from tests.support.ledgers import Broken, assert_consistent, broken_at, fill, move_through
+from tests.support.swarm import one_by_one, swarm
 
 
 def due(ledger: Ledger, **policy: float) -> list[str]:
@@ -102,7 +99,9 @@ def test_the_same_batch_is_the_same_whatever_becomes_of_it(ledger: Ledger) -> No
         move_requests(tx, names[1:2], "queued")
         move(tx, batch, "moved_on")
         assert as_batch(tx, batch) == first
-        assert counts(tx) == {"queued": 4}
+        assert counts(tx) == {"queued": 3, "held": 1}, "what is held waits for a person"
+        outcomes = dict(tuple(row) for row in tx.execute(sa.select(BATCH_REQUEST.c.request_id, BATCH_REQUEST.c.outcome)))
+        assert sorted(outcomes.values()) == ["failed", "moved_on", "moved_on", "moved_on"] and outcomes[names[0]] == "failed"
         with pytest.raises(ConfigError, match="b-9: the ledger has none"):
             as_batch(tx, "b-9")
     assert_consistent(ledger)
@@ -217,6 +216,41 @@ def test_a_batch_under_a_lease_loses_no_request(ledger: Ledger) -> None:
             without(tx, batch, name)
 
 
+KINDS = ["submit", "close", "move", "move", "move", "withdraw", "claim", "single", "again"]
+ACTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6)), min_size=5, max_size=30)
+
+
+@given(ACTS)
+@settings(max_examples=15, deadline=None)
+def test_whatever_is_done_in_whatever_order_batches_and_requests_agree(acts: list[tuple[str, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder, open_ledger(f"sqlite:///{folder}/l.sqlite") as ledger:
+        for what, number in acts:
+            with contextlib.suppress(ForbiddenMove, ConfigError, LeaseLost), ledger.write() as tx:
+                _act(tx, what, number)
+        assert_consistent(ledger)
+
+
+def _act(tx: Transaction, what: str, number: int) -> None:
+    """One act on a request or batch that the number chooses."""
+    names = list(tx.execute(sa.select(REQUEST.c.request_id).order_by(REQUEST.c.request_id)).scalars())
+    found = [row["batch_id"] for row in listing(tx)]
+    if what in ("submit", "again"):
+        submit(tx, Submission(kind="keys", values=(str(number % 5),), line="demo"), again=what == "again")
+    elif what == "close":
+        close(tx, "demo", most=1 + number % 3)
+    elif what == "claim":
+        claim(tx, str(number), number % 2)
+    elif what == "move" and found:
+        name = found[number % len(found)]
+        allowed = sorted(BATCH_MOVES[find(tx, name)["state"]] - {"withdrawn"}) if number % 4 else sorted(BATCH_MOVES)[:-1]
+        if allowed:
+            move(tx, name, allowed[number // 7 % len(allowed)])
+    elif what == "withdraw" and names:
+        withdraw(tx, names[number % len(names)])
+    elif what == "single" and names:
+        move_requests(tx, [names[number % len(names)]], ["queued", "held", "refused"][number // 7 % 3])
+
+
 def _steps(tx: Transaction) -> None:
     """One transaction that does all there is to do with batches."""
     close_due(tx, Policy(count=1, most=2))
@@ -245,58 +279,24 @@ def test_work_that_breaks_off_at_any_statement_leaves_nothing_of_it(ledger: Ledg
     assert_consistent(ledger)
 
 
-def _one_by_one(ledger: Ledger) -> None:
-    """The same work in a transaction each, as a worker does it."""
-    acts: list[Callable[[Transaction], Any]] = [
-        lambda tx: close_due(tx, Policy(count=1, most=2)),
-        lambda tx: claim(tx, f"process {os.getpid()}", 0.01),
-    ]
-    for act in acts:
-        with ledger.write() as tx:
-            act(tx)
-    following = {"closed": "running", "running": "evaluated", "evaluated": "released", "failed": "closed"}
-    with ledger.read() as tx:
-        found = listing(tx, states=list(following))
-    for row in found:
-        with ledger.write() as tx:
-            if find(tx, row["batch_id"])["state"] == row["state"]:
-                move(tx, row["batch_id"], following[row["state"]])
-
-
 def test_each_transaction_that_breaks_off_leaves_a_whole_ledger_that_goes_on(sqlite_ledger: Ledger) -> None:
     fill(sqlite_ledger, 4)
     for number in itertools.count(1):
         with broken_at(sqlite_ledger, number) as seen, contextlib.suppress(Broken):
-            _one_by_one(sqlite_ledger)
+            one_by_one(sqlite_ledger)
         assert_consistent(sqlite_ledger)
         if seen["statements"] < number:
             break
     for _ in range(8):
-        _one_by_one(sqlite_ledger)
+        one_by_one(sqlite_ledger)
     assert states(sqlite_ledger) == {"released": 4}
 
 
-def _work_until_killed(url: str, first: int) -> None:
-    with open_ledger(url, actor="victim") as opened:
-        for number in itertools.count(first):
-            fill(opened, 1, first=number)
-            _one_by_one(opened)
-
-
 def test_processes_that_are_killed_leave_a_whole_ledger(ledger_url: str) -> None:
-    context, dice = multiprocessing.get_context("fork"), random.Random(5)
+    swarm("killed", 1, ledger_url)
     with open_ledger(ledger_url) as opened:
-        for attempt in range(6):
-            child = context.Process(target=_work_until_killed, args=(ledger_url, attempt * 10_000))
-            child.start()
-            time.sleep(0.15 + dice.random() / 4)
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            child.join(30)
-            assert child.exitcode == -signal.SIGKILL
-            assert_consistent(opened)
         for _ in range(12):
-            _one_by_one(opened)
+            one_by_one(opened)
         assert set(states(opened)) == {"released"}
         assert_consistent(opened)
 

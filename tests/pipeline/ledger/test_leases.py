@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from pipeline.ledger.leases import Lease, LeaseLost, claim, give_back, heartbeat
 from pipeline.ledger.store import Ledger, open_ledger
 from tests.pipeline.ledger.conftest import Clock
 from tests.support.ledgers import assert_consistent, fill
+from tests.support.swarm import swarm
 
 
 def closed(ledger: Ledger, line: str = "demo") -> str:
@@ -120,28 +120,8 @@ def test_looking_after_a_running_batch_leaves_no_entry_each_time(ledger: Ledger)
         assert tx.seq == before
 
 
-def _claim_all(url: str, owner: str, found: Any) -> None:
-    with open_ledger(url) as opened:
-        while (lease := take(opened, owner, 600)) is not None:
-            found.put(lease.batch_id)
-    found.put("")
-
-
 def test_eight_processes_claim_each_batch_once(ledger_url: str) -> None:
     with open_ledger(ledger_url) as opened:
         names = {closed(opened, f"line{number}") for number in range(12)}
-    context = multiprocessing.get_context("fork")
-    found = context.Queue()
-    children = [context.Process(target=_claim_all, args=(ledger_url, f"p{number}", found)) for number in range(8)]
-    for child in children:
-        child.start()
-    claimed, ended = [], 0
-    while ended < 8:
-        name = found.get(timeout=60)
-        ended += not name
-        claimed += [name] if name else []
-    for child in children:
-        child.join(60)
-    assert sorted(claimed) == sorted(names)
-    with open_ledger(ledger_url) as opened:
+        assert sorted(swarm("claim", 8, ledger_url)) == sorted(names)
         assert_consistent(opened)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from pipeline.ledger.schema import REQUEST
 from pipeline.ledger.states import ForbiddenMove
 from pipeline.ledger.store import Ledger, open_ledger
 from tests.pipeline.ledger.conftest import Clock
+from tests.support.swarm import swarm
 
 ONE = Submission(kind="keys", values=("b", "a", "b"), line="demo", subject="Ann", note="N", basis="GDPR-17")
 
@@ -117,6 +117,8 @@ def test_a_name_is_given_once(ledger: Ledger) -> None:
         ({"kind": "likeness", "values": ("MARKER",)}, "a likeness is not 16 hexadecimal digits"),
         ({"copies": "MARKER"}, "copies: none of"),
         ({"line": ""}, "line: empty"),
+        ({"note": "MARKER\0"}, "note: no text"),
+        ({"subject": "MARKER\ud800"}, "subject: no text"),
         ({"request_id": "MARKER@example.org"}, "request_id: not a name"),
         ({"request_id": "r-1"}, "request_id: not a name"),
         ({"received_at": "MARKER"}, "received_at: neither a date nor a time"),
@@ -259,22 +261,8 @@ def test_what_is_shown_names_batches_and_all_that_was_told(ledger: Ledger) -> No
     assert [entry["event"] for entry in found["history"]] == ["received", "closed", "running", "evaluated", "released"]
 
 
-def _send_many(url: str, start: Any) -> None:
-    with open_ledger(url) as opened:
-        start.wait(60)
-        for number in range(6):
-            send(opened, dataclasses.replace(ONE, values=(f"k{number % 3}",)))
-
-
 def test_duplicates_from_eight_processes_are_one_request_each(ledger_url: str) -> None:
-    context = multiprocessing.get_context("fork")
-    start = context.Barrier(8)
-    children = [context.Process(target=_send_many, args=(ledger_url, start)) for _ in range(8)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(100)
-    assert [child.exitcode for child in children] == [0] * 8
+    swarm("send", 8, ledger_url)
     with open_ledger(ledger_url, create=False) as opened, opened.read() as tx:
         assert list(tx.execute(sa.select(REQUEST.c.repeats)).scalars()) == [15, 15, 15]
         assert history.check(opened) == []

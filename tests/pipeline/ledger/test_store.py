@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import multiprocessing
-import os
 import stat
 from pathlib import Path
 
@@ -15,9 +13,10 @@ from alembic.migration import MigrationContext
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.ledger import history, store
-from pipeline.ledger.schema import HEAD, HISTORY, METADATA, VERSION
+from pipeline.ledger.schema import HEAD, HISTORY, METADATA, REQUEST_VALUE, VERSION
 from pipeline.ledger.store import Ledger, default_actor, open_ledger
 from tests.pipeline.ledger.conftest import Clock
+from tests.support.swarm import swarm
 
 
 def test_what_the_migrations_leave_is_what_the_tables_say(ledger: Ledger) -> None:
@@ -90,6 +89,17 @@ def test_a_refusal_of_the_database_quotes_no_row(ledger: Ledger) -> None:
     assert "MARKER" not in str(refused.value) and "refused" in str(refused.value)
 
 
+def test_many_rows_are_inserted_or_refused_without_being_quoted(ledger: Ledger) -> None:
+    columns, row = ("request_id", "value"), ("MARKER", "MARKER")
+    with pytest.raises(StorageError, match="refused") as refused, ledger.write() as tx:
+        tx.insert(REQUEST_VALUE, columns, [row])  # of a request that is not there
+    assert "MARKER" not in str(refused.value)
+    told = ("seq", *(column.name for column in HISTORY.c if column.name != "seq"))
+    with ledger.write() as tx:
+        tx.insert(HISTORY, told, [(number, *"abcdefgh") for number in (7, 8)])
+        assert list(tx.execute(sa.select(HISTORY.c.seq).where(HISTORY.c.seq > 1)).scalars()) == [7, 8]
+
+
 def test_a_reader_sees_one_state_while_another_writes(ledger: Ledger) -> None:
     with ledger.read() as reader:
         before = reader.seq
@@ -144,21 +154,8 @@ def test_many_texts_are_one_condition(ledger: Ledger) -> None:
         assert list(tx.execute(query).scalars()) == [1]
 
 
-def _append(url: str, count: int) -> None:
-    with open_ledger(url, actor=f"process {os.getpid()}") as opened:
-        for number in range(count):
-            with opened.write() as tx:
-                history.append(tx, "run", f"r{number}", "counted")
-
-
 def test_eight_processes_make_one_ledger_and_one_chain(ledger_url: str) -> None:
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_append, args=(ledger_url, 5)) for _ in range(8)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [0] * 8
+    swarm("append", 8, ledger_url)
     with open_ledger(ledger_url, create=False) as opened:
         assert history.check(opened) == []
         with opened.read() as tx:

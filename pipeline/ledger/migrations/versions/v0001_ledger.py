@@ -123,6 +123,7 @@ def _tables() -> None:
     )
     op.create_index("ix_request_batch_id", "request", ["batch_id"], sqlite_where=BATCHED, postgresql_where=BATCHED)
     op.create_index("ix_request_closed", "request", ["fingerprint"], sqlite_where=CLOSED, postgresql_where=CLOSED)
+    op.create_index(op.f("ix_request_due_at_request_id"), "request", ["due_at", "request_id"], unique=False)
     op.create_index(op.f("ix_request_line_state_due_at"), "request", ["line", "state", "due_at"], unique=False)
     op.create_index(op.f("ix_request_subject"), "request", ["subject"], unique=False)
     op.create_index("uq_request_open", "request", ["fingerprint"], unique=True, sqlite_where=OPEN, postgresql_where=OPEN)

@@ -1,0 +1,53 @@
+"""A folder to make a release in leaves nothing behind, and is nobody else's while it is in use."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from launch.staging import staging
+from pipeline.errors import StorageError
+
+
+def test_it_is_beside_the_releases_and_goes_unless_it_is_renamed(tmp_path: Path) -> None:
+    line = tmp_path / "a line"
+    with staging(str(line)) as stage:
+        assert stage.parent == line and stage.name.startswith(".") and os.stat(stage).st_mode & 0o777 == 0o755
+        (stage / "file").write_text("x")
+    assert list(line.iterdir()) == []
+    with staging(str(line)) as stage:
+        (stage / "file").write_text("x")
+        stage.rename(line / "v1")
+    assert (line / "v1" / "file").read_text() == "x" and [path.name for path in line.iterdir()] == ["v1"]
+
+
+def test_for_other_storage_it_is_on_this_machine() -> None:
+    with staging(f"memory://staging-{uuid.uuid4().hex}") as stage:
+        assert stage.is_dir()
+    assert not stage.exists()
+
+
+def _die(line: str) -> None:
+    with staging(line) as stage:
+        (stage / "file").write_text("x")
+        os._exit(9)
+
+
+def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=_die, args=(str(tmp_path),))
+    worker.start()
+    worker.join(30)
+    (abandoned,) = tmp_path.iterdir()
+    with staging(str(tmp_path)) as mine, staging(str(tmp_path)) as other:
+        assert not abandoned.exists()
+        assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+
+
+def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"), staging(str(tmp_path / "file" / "line")):
+        raise AssertionError
