@@ -70,15 +70,20 @@ class Signals:
         self._log, self._webhook, self._secret, self._events = log_json, webhook, secret, events
         self._lineage, self._outbox, self._ledger, self._clock = lineage, outbox, ledger, clock
         self._scope, self._complained = "", False
-        if ledger is not None:
+        if ledger is not None and outbox is not None:
             with ledger.read() as tx:
                 self._scope, end = _first_hash(tx), tx.seq
-            if outbox is not None and not outbox.mark(self._place):
+            if not outbox.mark(self._place):
                 outbox.mark(self._place, str(end))  # what happened before there was an outbox is not told
 
     @property
     def _place(self) -> str:
         return f"followed {self._scope}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is set up: then signals go nowhere."""
+        return self._outbox is None
 
     def __enter__(self) -> Signals:
         return self

@@ -60,6 +60,8 @@ def tell_round(
         StorageError: the ledger or the outbox cannot be opened.
     """
     with open_signals(settings, ledger) as signals:
+        if signals.idle:
+            return
         signals.follow()
         tell_due_dates(signals, ledger)
         signals.signal(

@@ -31,12 +31,13 @@ WIDTH, HEIGHT = 300, 84
 GRID = re.compile(r"grid_(?:retain|\d{1,6})\.png")
 
 
-def run_folders(runs: str, also: Mapping[str, str] | None = None) -> dict[str, str]:
+def run_folders(runs: str, also: Mapping[str, str] | None = None, seen: set[str] | None = None) -> dict[str, str]:
     """Names of the runs directly below a folder, and where each lies.
 
     Args:
         runs: folder or URI; one that is not there has no runs.
         also: more of them, such as those that a ledger names, which may lie elsewhere.
+        seen: folders that were found to be runs before, and are not looked into again; those found now are added.
 
     Raises:
         StorageError: the store does not answer.
@@ -48,7 +49,9 @@ def run_folders(runs: str, also: Mapping[str, str] | None = None) -> dict[str, s
         for entry in ask(home, "ls", detail=False):
             uri = str(entry) if "://" in str(entry) else f"{scheme}{entry}"
             found[uri.rstrip("/").rsplit("/", 1)[-1]] = uri.rstrip("/")
-    return {name: uri for name, uri in sorted(found.items()) if exists(join(uri, "config.yaml"))}
+    seen = set() if seen is None else seen
+    seen.update(uri for uri in found.values() if uri not in seen and exists(join(uri, "config.yaml")))
+    return {name: uri for name, uri in sorted(found.items()) if uri in seen}
 
 
 def _json(uri: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Site:
 
     def __init__(self, ledger: Ledger, *, runs: str = "runs", releases: str = "") -> None:
         self.ledger, self.runs_at, self.releases_at = ledger, runs, releases
+        self._seen: set[str] = set()
 
     def now(self) -> str:
         """The time that due dates are seen from."""
@@ -47,7 +48,7 @@ class Site:
         """Names of all runs that are known, and where each lies."""
         with self.ledger.read() as tx:
             noted = views.batch_folders(tx)
-        return runs.run_folders(self.runs_at, noted)
+        return runs.run_folders(self.runs_at, noted, self._seen)
 
     def queue(self, asked: queue.Search, link: Link) -> Context:
         """The requests that a search asks for, and the figures above them."""

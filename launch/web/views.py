@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from launch.signals.fields import FIELDS, WITHHELD
 from launch.web.queue import COLUMNS, marked
 from launch.web.words import clock
 from pipeline.ledger import batches, history
@@ -122,8 +123,15 @@ def _batch(row: dict[str, Any], now: str) -> dict[str, Any]:
     over = row["state"] in ("released", "moved_on", "rolled_back", "withdrawn")
     live = bool(row["lease_owner"]) and (row["lease_until"] or "") > now and not over
     lease = "live" if live else "run out" if row["lease_owner"] and row["state"] in ("running", "evaluated") else ""
+    failure = row["failure"] if not row["failure"] or FIELDS["failure"](row["failure"]) else WITHHELD
     late = not over and row["due_at"] != "" and row["due_at"] < now
-    return {**row, "lease": lease, "due": "overdue" if late else "", "run": row["folder"].rstrip("/").rsplit("/", 1)[-1]}
+    return {
+        **row,
+        "failure": failure,
+        "lease": lease,
+        "due": "overdue" if late else "",
+        "run": row["folder"].rstrip("/").rsplit("/", 1)[-1],
+    }
 
 
 def batch_folders(tx: Transaction) -> dict[str, str]:

@@ -167,7 +167,7 @@ def hostile_ledger(folder: Path) -> Ledger:
         assert lease is not None
         batches.note(tx, lease, folder=f"{folder}/runs/hostile {HOSTILE.replace('/', '_')}")
         batches.move(tx, lease.batch_id, "running", lease=lease)
-        batches.move(tx, lease.batch_id, "failed", failure=HOSTILE)
+        batches.move(tx, lease.batch_id, "failed", failure=f"DataError: no {MARKERS[1]} in it {HOSTILE}")
         row = {
             "model_id": "a" * 64,
             "line": HOSTILE,

@@ -29,6 +29,8 @@ def test_runs_are_those_with_a_configuration(work: Work, tmp_path: Path) -> None
     assert run_folders(str(tmp_path)) == {} == run_folders(str(tmp_path / "nowhere"))
     elsewhere = run_folders(str(tmp_path), {"x": str(work.folder / "runs" / work.runs[0]), "gone": str(tmp_path / "gone")})
     assert list(elsewhere) == ["x"]
+    seen = set[str]()
+    assert run_folders(str(work.folder / "runs"), seen=seen) == found and seen == set(found.values())
 
 
 def test_a_run_at_work_says_stage_step_and_losses(folder: Path) -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from launch.web.app import metrics_text, read_only
+from launch.web.export import export
 from launch.web.pages import server_link
 from launch.web.queue import Search
 from launch.web.site import Site
 from pipeline.errors import ConfigError
+from pipeline.ledger.store import open_ledger
 from tests.launch.web.conftest import Work
+from tests.support.ledger_page import Clock, months_of_work
 
 
 def test_runs_of_the_latest_batches_come_first(work: Work) -> None:
@@ -56,3 +60,15 @@ def test_the_queue_says_its_order_and_links_to_its_pages(work: Work) -> None:
     found = work.site.queue(Search(line="faces-inpaint"), server_link)
     assert found["order"] == "nearest due date first" and found["address"](2) == "/?line=faces-inpaint&page=2"
     assert work.site.queue(Search(state="all"), server_link)["order"] == "latest due date first"
+
+
+def test_every_page_is_made_on_each_kind_of_database(ledger_url: str, tmp_path: Path) -> None:
+    clock = Clock()
+    with open_ledger(ledger_url, clock=clock) as ledger:
+        months_of_work(ledger, clock, tmp_path / "runs")
+        read_only(ledger)
+        site = Site(ledger, runs=str(tmp_path / "runs"))
+        assert export(site, str(tmp_path / "out")) > 40
+        assert site.queue(Search(q="R-0000", state="all", page=2), server_link)["found"].total > 20
+        assert site.trace("r-000003")["found"]["kind"] == "request"
+        assert 'unlearn_batches{line="faces-inpaint",state="released"} 3' in metrics_text(ledger)
