@@ -8,6 +8,7 @@ Batches of one model line run one after the other: the later ones must not train
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
 import sqlalchemy as sa
@@ -16,7 +17,9 @@ from launch.ahead import Danger, danger_line, look_ahead
 from launch.batch_steps import Step, bring_on, stopped
 from launch.desk import Desk, heartbeat
 from launch.policy import span_seconds
+from launch.signals.rounds import tell_round
 from launch.worker import Asked, terminable
+from pipeline.errors import UnlearnError
 from pipeline.ledger import batches, leases
 from pipeline.ledger.leases import Lease, LeaseLost
 from pipeline.ledger.schema import BATCH
@@ -42,11 +45,22 @@ def tick(desk: Desk) -> Tick:
         Asked: this process was told to leave; the batch that it worked on is free for others.
         StorageError: the ledger cannot be reached.
     """
-    closed = _close_due(desk)
+    began, closed = time.monotonic(), _close_due(desk)
     steps: list[Step] = []
     while lease := _claim_next(desk, {step.batch_id for step in steps}):
         steps.append(_work_on(desk, lease))
-    return Tick(closed=tuple(closed), steps=tuple(steps), dangers=_warn(desk))
+    done = Tick(closed=tuple(closed), steps=tuple(steps), dangers=_warn(desk))
+    _tell(desk, done, time.monotonic() - began)
+    return done
+
+
+def _tell(desk: Desk, done: Tick, seconds: float) -> None:
+    """Tell other programs, where that is set up; what is wrong there ends no tick."""
+    failed = sum(step.state in ("failed", "held") for step in done.steps)
+    try:
+        tell_round(desk.ledger, seconds=seconds, closed=len(done.closed), claimed=len(done.steps), failed=failed)
+    except UnlearnError as fault:
+        desk.say(f"signals: {fault.message}")
 
 
 def _close_due(desk: Desk) -> list[str]:

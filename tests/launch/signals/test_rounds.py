@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from launch.schedule import tick
 from launch.signals.emit import LAST_TICK, Settings
 from launch.signals.outbox import read_mark
 from launch.signals.rounds import tell_round
 from pipeline.ledger import batches
 from pipeline.ledger.store import open_ledger
 from tests.support.ledger_page import Clock, ask
+from tests.support.schedule import FakeRunner, desk_of, write_line, write_policy
+from tests.support.schedule import ask as ask_for
 
 
 def told(path: Path) -> list[dict[str, Any]]:
@@ -45,6 +48,24 @@ def test_rounds_tell_each_thing_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert told(log)[3]["batch_id"] == name
         assert round_() == ["tick"]
         assert read_mark(str(tmp_path / "unlearn-outbox.sqlite"), LAST_TICK)
+
+
+def test_a_tick_tells_its_round_and_bad_settings_end_no_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNLEARN_LOG_JSON", str(tmp_path / "log.jsonl"))
+    line, said = write_line(tmp_path), list[str]()
+    with open_ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger:
+        desk = desk_of(ledger, write_policy(tmp_path), FakeRunner(tmp_path / "journal"), said=said)
+        tick(desk)
+        ask_for(ledger, line, "train-000001")
+        tick(desk)
+        events = [entry["event"] for entry in told(tmp_path / "log.jsonl")]
+        assert events == ["tick", "batch_closed", "run_started", "evaluated", "tick"]
+        facts = told(tmp_path / "log.jsonl")
+        assert facts[3]["batch_id"] == "b-000001" and facts[3]["line"] == line and facts[3]["run"].startswith(f"{tmp_path}/runs/")
+        assert (facts[4]["closed"], facts[4]["claimed"], facts[4]["failed"]) == (1, 1, 0)
+        monkeypatch.setenv("UNLEARN_WEBHOOK", "http://example.org/")
+        assert tick(desk).steps == () and said[-1] == "signals: UNLEARN_WEBHOOK: not https"
 
 
 def test_nothing_set_up_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
