@@ -28,6 +28,7 @@ QUIET_SECONDS = 15 * 60.0
 TAIL_BYTES = 64 * 1024
 POINTS = 160
 WIDTH, HEIGHT = 300, 84
+COSTS = ("sample_gradients", "seconds", "retrain_sample_gradients", "retrain_seconds", "share")
 GRID = re.compile(r"grid_(?:retain|\d{1,6})\.png")
 
 
@@ -64,8 +65,23 @@ def _json(uri: str) -> dict[str, Any]:
 
 
 def report_of(folder: str) -> dict[str, Any]:
-    """report.json of a run; empty: not written yet."""
-    return _json(join(folder, "report.json"))
+    """What is shown of a run's report.json, each in its own type; empty: not written yet."""
+    found = _json(join(folder, "report.json"))
+    if not found:
+        return {}
+    lines, verdict, cost = (found.get(name) for name in ("headline", "verdict", "cost"))
+    return {
+        "summary": str(found.get("summary") or ""),
+        "deck": str(found.get("deck") or ""),
+        "headline": [str(line) for line in lines] if isinstance(lines, list) else [],
+        "verdict": str(verdict.get("outcome", "")) if isinstance(verdict, dict) else "",
+        "cost": {name: _figure(cost.get(name)) for name in COSTS} if isinstance(cost, dict) else None,
+    }
+
+
+def _figure(value: Any) -> float | None:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
 
 
 def grids(folder: str) -> list[str]:
@@ -114,13 +130,19 @@ def _under_way(folder: str, stage: str) -> dict[str, Any]:
     written = info(log).get("mtime")  # of files here; other stores name it otherwise
     if isinstance(written, (int, float)) and (quiet := time.time() - written) > QUIET_SECONDS:
         said |= {"state": "silent", "quiet": quiet}
-    length = size(log)
-    text = bytes(read_range(log, max(0, length - TAIL_BYTES), length)).decode(errors="replace") if length else ""
-    lines = [found for found in PROGRESS.findall(text) if found[0] == stage]
+    lines = [found for found in PROGRESS.findall(_tail(log)) if found[0] == stage]
     if lines:
         _, step, steps, rate, left = lines[-1]
         said |= {"step": int(step), "steps": int(steps), "rate": float(rate.replace(",", "")), "left": float(left)}
     return said
+
+
+def _tail(log: str) -> str:
+    try:
+        length = size(log)
+        return bytes(read_range(log, max(0, length - TAIL_BYTES), length)).decode(errors="replace") if length else ""
+    except UnlearnError:  # begun anew meanwhile, and shorter than it was
+        return ""
 
 
 def _curves(folder: str, chain: tuple[StageSpec, ...]) -> list[dict[str, Any]]:
@@ -203,7 +225,8 @@ def summary(name: str, folder: str) -> dict[str, Any]:
     stages = _stages(folder, chain)
     report = report_of(folder)
     ended = max((row["ended_at"] for row in stages), default="")
-    told = {"headline": str(report.get("summary", "")), "verdict": _verdict(report), "page": exists(join(folder, "report.html"))}
+    told = {"headline": report.get("summary", ""), "verdict": report.get("verdict", "")}
+    told["page"] = exists(join(folder, "report.html"))
     return {
         "name": name,
         "folder": folder,
@@ -215,29 +238,18 @@ def summary(name: str, folder: str) -> dict[str, Any]:
     }
 
 
-def _verdict(report: Mapping[str, Any]) -> str:
-    verdict = report.get("verdict")
-    return str(verdict.get("outcome", "")) if isinstance(verdict, dict) else ""
-
-
 def cost_of(report: Mapping[str, Any], stages: list[dict[str, Any]]) -> dict[str, float | None]:
     """Sample gradients and seconds of unlearning and of retraining; None: not computed.
 
     Args:
-        report: report.json, or nothing yet.
+        report: as `report_of` has it.
         stages: as `progress` has them; their receipts speak where there is no report yet.
     """
-    names = ("sample_gradients", "seconds", "retrain_sample_gradients", "retrain_seconds", "share")
-    told = report.get("cost")
-    if isinstance(told, dict):
-        return {name: value if isinstance(value := told.get(name), (int, float)) else None for name in names}
-    facts = {row["name"]: row["facts"] for row in stages if "sample_gradients" in row["facts"]}
-    mine = [facts[name] for name in PHASES if name in facts]
-    retrain = facts.get("retrain", {})
-    spent: dict[str, float | None] = {
-        "sample_gradients": sum(item["sample_gradients"] for item in mine) if mine else None,
-        "seconds": sum(item.get("seconds", 0.0) for item in mine) if mine else None,
-        "retrain_sample_gradients": retrain.get("sample_gradients"),
-        "retrain_seconds": retrain.get("seconds"),
-    }
-    return {**spent, "share": None}  # of a run that goes on, a share would be too small
+    if report.get("cost"):
+        return dict(report["cost"])
+    spent: dict[str, float | None] = {"share": None}  # of a run that goes on, a share would be too small
+    for name in ("sample_gradients", "seconds"):
+        figures = {row["name"]: _figure(row["facts"].get(name)) for row in stages}
+        mine = [value for stage in PHASES if (value := figures.get(stage)) is not None]
+        spent |= {name: sum(mine) if mine else None, f"retrain_{name}": figures.get("retrain")}
+    return spent

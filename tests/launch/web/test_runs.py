@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.web.runs import QUIET_SECONDS, cost_of, grids, progress, report_of, run_folders, summary
+from pipeline.storage import publish_bytes
 from tests.launch.web.conftest import Work
 from tests.support.ledger_page import Clock, write_run
 
@@ -95,7 +96,15 @@ def test_cost_comes_from_receipts_while_there_is_no_report_and_is_no_share(folde
     found = summary("demo-1", str(folder))["cost"]
     assert found["sample_gradients"] == (210 + 96) * 128 and found["retrain_sample_gradients"] == 4180 * 128
     assert found["share"] is None and cost_of({}, [])["sample_gradients"] is None
-    assert cost_of({"cost": {"share": "soon"}}, [])["share"] is None
+    (folder / "report.json").write_text(
+        '{"cost": {"share": "soon", "seconds": true}, "headline": 5, "verdict": [], "summary": {"a": 1}}'
+    )
+    found = summary("demo-1", str(folder))
+    assert (
+        found["cost"]["share"] is found["cost"]["seconds"] is None
+        and found["verdict"] == ""
+        and report_of(str(folder))["headline"] == []
+    )
 
 
 def test_only_grids_are_pictures(folder: Path) -> None:
@@ -105,3 +114,14 @@ def test_only_grids_are_pictures(folder: Path) -> None:
     assert grids(str(folder)) == ["grid_0.png", "grid_retain.png"]
     shutil.rmtree(folder / "evaluation")
     assert grids(str(folder)) == []
+
+
+def test_runs_lie_on_any_storage(folder: Path) -> None:
+    home = f"memory://{folder.name}-{id(folder)}"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            publish_bytes(f"{home}/demo-1/{path.relative_to(folder)}", path.read_bytes())
+    ((name, uri),) = run_folders(home).items()
+    assert name == "demo-1" and uri.startswith("memory://")
+    here, there = progress(name, str(folder)), progress(name, uri)
+    assert {**there, "folder": ""} == {**here, "folder": ""} and there["now"]["step"] == 297
