@@ -116,7 +116,7 @@ def read_policy(policy: str = "standard") -> SchedulePolicy:
     if policy in files:
         where = str(files[policy])
     elif policy.endswith((".yaml", ".yml")):
-        where = absolute(policy) if is_local(policy) else policy
+        where = _whole_path(policy)
     else:
         raise ConfigError(f"no schedule is called '{policy}'", f"{closest(policy, list(files))}; or name a YAML file")
     config = decode(SchedulePolicy, read_yaml(where), where=policy)
@@ -128,7 +128,13 @@ def read_policy(policy: str = "standard") -> SchedulePolicy:
     lost = [line for line, own in config.lines.items() if own.original == "released" and not config.alias]
     if lost:
         raise ConfigError(f"{policy}: lines.{lost[0]}.original: released, and no alias says which", "set alias")
-    return config
+    # Requests of a line that is a file name its whole path.
+    whole = {_whole_path(line): own for line, own in config.lines.items()}
+    return dataclasses.replace(config, lines=whole)
+
+
+def _whole_path(text: str) -> str:
+    return absolute(text) if text.endswith((".yaml", ".yml")) and is_local(text) else text
 
 
 def run_of(policy: SchedulePolicy, line: str, *, original: str = "") -> RunConfig:

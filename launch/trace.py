@@ -7,6 +7,7 @@ Answers are counts, names and addresses: no key and no subject is in them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import PurePath
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
@@ -261,7 +262,10 @@ def _named(tx: Transaction, text: str) -> dict[str, Any]:
 
 def _named_by_alias(tx: Transaction, text: str) -> dict[str, Any]:
     line, _, name = text.rpartition("/")
-    known = lineage.alias_history(tx, line, name)
-    if not known:
-        raise ConfigError(f"--alias {text}: the ledger has no such alias", "write LINE/NAME, e.g. demo/production")
+    # A line that is a file may be called as its file is, without folder and ending.
+    lines = [known for known in lineage.alias_lines(tx, name) if line in (known, PurePath(known).stem)]
+    if len(lines) != 1:
+        several = f"several lines are called so: {', '.join(lines)}" if lines else "the ledger has no such alias"
+        raise ConfigError(f"--alias {text}: {several}", "write LINE/NAME, e.g. demo/production")
+    known = lineage.alias_history(tx, lines[0], name)
     return lineage.ancestry(tx, known[-1]["model_id"])[0]

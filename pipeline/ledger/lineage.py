@@ -20,6 +20,7 @@ __all__ = [
     "Made",
     "Seen",
     "alias_history",
+    "alias_lines",
     "aliases_of",
     "ancestry",
     "batches_of_requests",
@@ -244,6 +245,12 @@ def alias_history(tx: Transaction, line: str, name: str) -> list[Mapping[str, An
     """All versions of an alias, the one in force last; empty where there is none of this name."""
     query = sa.select(ALIAS).where(ALIAS.c.line == line, ALIAS.c.name == name)
     return list(_rows(tx, query.order_by(ALIAS.c.version)))
+
+
+def alias_lines(tx: Transaction, name: str) -> list[str]:
+    """The model lines that have an alias of this name."""
+    query = sa.select(ALIAS.c.line).where(ALIAS.c.name == name).distinct().order_by(ALIAS.c.line)
+    return list(tx.execute(query).scalars())
 
 
 def _rows(tx: Transaction, query: sa.Select[Any]) -> list[dict[str, Any]]:

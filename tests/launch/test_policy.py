@@ -50,6 +50,12 @@ def test_faults_are_named(tmp_path: Path, fields: dict[str, Any], said: str) -> 
         read(tmp_path, **fields)
 
 
+def test_lines_that_are_files_are_called_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = {"demo": {}, "faces.yaml": {"overrides": ["seed=1"]}}
+    assert set(read(tmp_path, lines=lines).lines) == {"demo", str(tmp_path / "faces.yaml")}
+
+
 def test_an_unknown_policy_is_named() -> None:
     with pytest.raises(ConfigError, match="no schedule is called 'standart'") as refused:
         read_policy("standart")

@@ -139,6 +139,7 @@ def test_an_alias_leads_to_its_last_model(ledger: Ledger) -> None:
             tx.execute(sa.insert(ALIAS).values(**row, changed_at=tx.now, by="p", reason=""))
     found = trace_model(ledger, alias=f"{second.line}/live")
     assert found.model_id == second.model_id and found.aliases == (f"{second.line}/live",)
+    assert trace_model(ledger, alias="line/live") == found
     assert trace_model(ledger, checkpoint=first.model_id).aliases == ()
     touched = trace_request(ledger, "r2", Indexes(ledger)).models
     assert {model.aliases for model in touched if model.how == "forgot"} == {found.aliases}

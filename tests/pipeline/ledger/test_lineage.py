@@ -123,6 +123,7 @@ def test_the_last_version_of_an_alias_is_in_force(filled: Ledger) -> None:
         assert [(row["model_id"], row["in_force"]) for row in lineage.aliases_of(tx, [A, B])] == [(A, False), (B, True)]
         assert [row["model_id"] for row in lineage.alias_history(tx, "line", "live")] == [A, B]
         assert lineage.alias_history(tx, "line", "dead") == []
+        assert (lineage.alias_lines(tx, "live"), lineage.alias_lines(tx, "dead")) == (["line"], [])
 
 
 def test_runs_that_began_after_a_batch_s_tombstones_skipped_its_images(filled: Ledger) -> None:
