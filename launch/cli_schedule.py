@@ -16,10 +16,22 @@ from launch.answering import AsJson, KeyFile, LedgerUrl, answering
 if TYPE_CHECKING:
     from launch.ahead import Ahead, Queue
     from launch.desk import Desk
+    from launch.signals.emit import Settings
 
 __all__ = ["add_to", "install", "serve", "status", "tick"]
 
 PolicyName = Annotated[str, typer.Option("--policy", metavar="NAME|FILE", help="A name in configs/schedule, or a YAML file.")]
+LogJson = Annotated[
+    str,
+    typer.Option("--log-json", metavar="FILE|-", help="Add a line of JSON for each event; -: standard error. UNLEARN_LOG_JSON."),
+]
+Webhook = Annotated[
+    str,
+    typer.Option("--webhook", metavar="URL", help="POST events there, signed; see UNLEARN_WEBHOOK_SECRET_FILE. UNLEARN_WEBHOOK."),
+]
+OpenLineage = Annotated[
+    str, typer.Option("--openlineage", metavar="FILE|URL", help="OpenLineage events of runs. UNLEARN_OPENLINEAGE.")
+]
 COLUMNS = ("batch", "line", "state", "requests", "due", "attempts", "failure", "worked on by", "until", "folder")
 SHOWN = 20
 
@@ -35,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 @contextlib.contextmanager
-def _desk(policy: str, ledger: str, pseudonym_key: str, *, to_stderr: bool) -> Iterator[Desk]:
+def _desk(policy: str, ledger: str, pseudonym_key: str, *, to_stderr: bool, signals: Settings | None = None) -> Iterator[Desk]:
     from launch.desk import Desk
     from launch.policy import read_policy
     from pipeline.claim import this_process
@@ -49,7 +61,15 @@ def _desk(policy: str, ledger: str, pseudonym_key: str, *, to_stderr: bool) -> I
             owner=this_process(),
             say=lambda line: print(line, file=speech, flush=True),
             to_stderr=to_stderr,
+            signals=signals,
         )
+
+
+def _settings(log_json: str, webhook: str, openlineage: str) -> Settings:
+    """Where signals go; what is empty, the environment says."""
+    from launch.signals.emit import Settings
+
+    return Settings(log_json=log_json, webhook=webhook, openlineage=openlineage)
 
 
 def tick(
@@ -57,10 +77,14 @@ def tick(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be closed and worked on; change nothing.")] = False,
     ledger: LedgerUrl = "",
     pseudonym_key: KeyFile = "",
+    log_json: LogJson = "",
+    webhook: Webhook = "",
+    openlineage: OpenLineage = "",
     as_json: AsJson = False,
 ) -> None:
     """Do once what is due: close batches, run or send them, record their ends. Safe from cron, and on many hosts at once."""
-    with answering(), _desk(policy, ledger, pseudonym_key, to_stderr=as_json) as desk:
+    signals = _settings(log_json, webhook, openlineage)
+    with answering(), _desk(policy, ledger, pseudonym_key, to_stderr=as_json, signals=signals) as desk:
         from launch.schedule import free_batches
         from launch.schedule import tick as do_tick
         from launch.serve_schedule import tick_line
@@ -83,9 +107,17 @@ def tick(
             print(tick_line(done))
 
 
-def serve(policy: PolicyName = "standard", ledger: LedgerUrl = "", pseudonym_key: KeyFile = "") -> None:
+def serve(
+    policy: PolicyName = "standard",
+    ledger: LedgerUrl = "",
+    pseudonym_key: KeyFile = "",
+    log_json: LogJson = "",
+    webhook: Webhook = "",
+    openlineage: OpenLineage = "",
+) -> None:
     """Tick again and again, one line a tick, until told to leave: for machines without cron."""
-    with answering(), _desk(policy, ledger, pseudonym_key, to_stderr=False) as desk:
+    signals = _settings(log_json, webhook, openlineage)
+    with answering(), _desk(policy, ledger, pseudonym_key, to_stderr=False, signals=signals) as desk:
         from launch.serve_schedule import serve_schedule
 
         serve_schedule(desk)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from launch.batch_run import Runner, runner_for
 from launch.policy import LinePolicy, SchedulePolicy
+from launch.signals.emit import Settings
 from pipeline.claim import AT_WORK
 from pipeline.errors import StorageError
 from pipeline.ledger import leases
@@ -29,6 +30,7 @@ class Desk:
         say: takes one line at a time, without personal data.
         runners: what runs batches, by `local` and `slurm`; None: the real ones.
         to_stderr: keep standard output free, for JSON.
+        signals: where other programs are told of each tick; None: where the environment says.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class Desk:
         say: Callable[[str], None],
         runners: Mapping[str, Runner] | None = None,
         to_stderr: bool = False,
+        signals: Settings | None = None,
     ) -> None:
-        self.ledger, self.policy, self.owner, self.say = ledger, policy, owner, say
+        self.ledger, self.policy, self.owner, self.say, self.signals = ledger, policy, owner, say, signals
         self._runners, self._to_stderr = runners, to_stderr
 
     def line(self, name: str) -> LinePolicy:

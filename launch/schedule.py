@@ -9,7 +9,7 @@ Batches of one model line run one after the other: the later ones must not train
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import sqlalchemy as sa
 
@@ -17,9 +17,9 @@ from launch.ahead import Danger, danger_line, look_ahead
 from launch.batch_steps import Step, bring_on, stopped
 from launch.desk import Desk, heartbeat
 from launch.policy import span_seconds
-from launch.signals.rounds import tell_round
+from launch.signals.rounds import begin_rounds, tell_round
 from launch.worker import Asked, terminable
-from pipeline.errors import UnlearnError
+from pipeline.errors import StorageError
 from pipeline.ledger import batches, leases
 from pipeline.ledger.leases import Lease, LeaseLost
 from pipeline.ledger.schema import BATCH
@@ -43,23 +43,27 @@ def tick(desk: Desk) -> Tick:
 
     Raises:
         Asked: this process was told to leave; the batch that it worked on is free for others.
+        ConfigError: where signals should go is no such place; nothing was done.
         StorageError: the ledger cannot be reached.
     """
-    began, closed = time.monotonic(), _close_due(desk)
+    began = time.monotonic()
+    _tell(desk, lambda: begin_rounds(desk.ledger, desk.signals))
+    closed = _close_due(desk)
     steps: list[Step] = []
     while lease := _claim_next(desk, {step.batch_id for step in steps}):
         steps.append(_work_on(desk, lease))
     done = Tick(closed=tuple(closed), steps=tuple(steps), dangers=_warn(desk))
-    _tell(desk, done, time.monotonic() - began)
+    failed = sum(step.state in ("failed", "held") for step in done.steps)
+    facts = {"closed": len(closed), "claimed": len(steps), "failed": failed, "seconds": time.monotonic() - began}
+    _tell(desk, lambda: tell_round(desk.ledger, desk.signals, **facts))
     return done
 
 
-def _tell(desk: Desk, done: Tick, seconds: float) -> None:
-    """Tell other programs, where that is set up; what is wrong there ends no tick."""
-    failed = sum(step.state in ("failed", "held") for step in done.steps)
+def _tell(desk: Desk, act: Callable[[], None]) -> None:
+    """Do what concerns signals: an outbox that cannot be written ends no tick."""
     try:
-        tell_round(desk.ledger, seconds=seconds, closed=len(done.closed), claimed=len(done.steps), failed=failed)
-    except UnlearnError as fault:
+        act()
+    except StorageError as fault:
         desk.say(f"signals: {fault.message}")
 
 

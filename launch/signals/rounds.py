@@ -16,7 +16,7 @@ from pipeline.ledger.states import FINAL
 if TYPE_CHECKING:
     from pipeline.ledger.store import Ledger
 
-__all__ = ["tell_due_dates", "tell_round"]
+__all__ = ["begin_rounds", "tell_due_dates", "tell_round"]
 
 
 def tell_due_dates(signals: Signals, ledger: Ledger) -> None:
@@ -34,14 +34,19 @@ def tell_due_dates(signals: Signals, ledger: Ledger) -> None:
         signals.signal(event, line=line, requests=int(number), due_at=nearest)
 
 
+def begin_rounds(ledger: Ledger, settings: Settings | None = None) -> None:
+    """Note where the history ends, before the first round: what happens from now on is told. Raises as `tell_round` does."""
+    open_signals(settings, ledger).close()
+
+
 def tell_round(
     ledger: Ledger,
+    settings: Settings | None = None,
     *,
     seconds: float,
-    closed: int,
-    claimed: int,
-    failed: int,
-    settings: Settings | None = None,
+    closed: float,
+    claimed: float,
+    failed: float,
     deliver_seconds: float = 20.0,
 ) -> None:
     """Tell all that one round of a scheduler has to tell; nothing where no signals are set up.
@@ -50,9 +55,9 @@ def tell_round(
 
     Args:
         ledger: whose history is followed.
+        settings: None: the environment's.
         seconds: that the round took.
         closed, claimed, failed: batches.
-        settings: empty: the environment's.
         deliver_seconds: begin to send nothing new after so long.
 
     Raises:

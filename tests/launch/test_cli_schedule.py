@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -97,3 +98,19 @@ def test_no_ledger_and_no_policy_are_named(tmp_path: Path) -> None:
     with open_ledger():
         pass
     assert "no schedule is called 'nightly'" in refused(2, "schedule", "status", "--policy", "nightly")
+
+
+def test_signals_go_where_options_say_and_hold_nothing_personal(runner: FakeRunner, tmp_path: Path) -> None:
+    said("schedule", "tick", "--policy", "policy.yaml", "--log-json", "log.jsonl", "--openlineage", "lineage.jsonl")
+    text = (tmp_path / "log.jsonl").read_text() + (tmp_path / "lineage.jsonl").read_text()
+    assert [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        *("batch_closed", "run_started", "evaluated", "tick")
+    ]
+    assert text.count('"eventType": "COMPLETE"') == 1 and "secret" not in text
+
+
+def test_a_receiver_that_may_not_be_is_refused_at_once(runner: FakeRunner, tmp_path: Path) -> None:
+    for command in ("tick", "serve"):
+        fault = refused(2, "schedule", command, "--policy", "policy.yaml", "--webhook", "http://example.org/hook")
+        assert "UNLEARN_WEBHOOK: not https" in fault
+    assert not (tmp_path / "journal").exists()

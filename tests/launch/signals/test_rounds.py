@@ -12,6 +12,7 @@ from launch.schedule import tick
 from launch.signals.emit import LAST_TICK, Settings
 from launch.signals.outbox import read_mark
 from launch.signals.rounds import tell_round
+from pipeline.errors import ConfigError
 from pipeline.ledger import batches
 from pipeline.ledger.store import open_ledger
 from tests.support.ledger_page import Clock, ask
@@ -35,7 +36,7 @@ def test_rounds_tell_each_thing_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
         def round_() -> list[str]:
             before = len(told(log)) if log.exists() else 0
-            tell_round(ledger, seconds=1.0, closed=0, claimed=0, failed=0, settings=settings)
+            tell_round(ledger, settings, seconds=1.0, closed=0, claimed=0, failed=0)
             return [line["event"] for line in told(log)[before:]]
 
         assert round_() == ["due_soon", "tick"]
@@ -50,22 +51,26 @@ def test_rounds_tell_each_thing_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert read_mark(str(tmp_path / "unlearn-outbox.sqlite"), LAST_TICK)
 
 
-def test_a_tick_tells_its_round_and_bad_settings_end_no_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tick_tells_its_round_goes_on_without_outbox_and_refuses_bad_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNLEARN_LOG_JSON", str(tmp_path / "log.jsonl"))
     line, said = write_line(tmp_path), list[str]()
     with open_ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger:
         desk = desk_of(ledger, write_policy(tmp_path), FakeRunner(tmp_path / "journal"), said=said)
-        tick(desk)
         ask_for(ledger, line, "train-000001")
         tick(desk)
-        events = [entry["event"] for entry in told(tmp_path / "log.jsonl")]
-        assert events == ["tick", "batch_closed", "run_started", "evaluated", "tick"]
         facts = told(tmp_path / "log.jsonl")
-        assert facts[3]["batch_id"] == "b-000001" and facts[3]["line"] == line and facts[3]["run"].startswith(f"{tmp_path}/runs/")
-        assert (facts[4]["closed"], facts[4]["claimed"], facts[4]["failed"]) == (1, 1, 0)
+        assert [entry["event"] for entry in facts] == ["batch_closed", "run_started", "evaluated", "tick"]
+        assert facts[2]["batch_id"] == "b-000001" and facts[2]["line"] == line and facts[2]["run"].startswith(f"{tmp_path}/runs/")
+        assert (facts[3]["closed"], facts[3]["claimed"], facts[3]["failed"]) == (1, 1, 0)
+        monkeypatch.setenv("UNLEARN_OUTBOX", str(tmp_path / "nowhere" / "outbox"))
+        ask_for(ledger, line, "train-000002")
+        assert tick(desk).closed == ("b-000002",) and "no outbox" in said[-1]
         monkeypatch.setenv("UNLEARN_WEBHOOK", "http://example.org/")
-        assert tick(desk).steps == () and said[-1] == "signals: UNLEARN_WEBHOOK: not https"
+        with pytest.raises(ConfigError, match="UNLEARN_WEBHOOK: not https"):
+            tick(desk)
 
 
 def test_nothing_set_up_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
