@@ -28,7 +28,7 @@ from pipeline.ledger.store import Transaction
 from pipeline.records import record
 from pipeline.storage import join
 
-__all__ = ["Step", "bring_on", "stopped"]
+__all__ = ["Step", "bring_on", "give_back", "stopped"]
 
 REPEATED = ("configuration", "data", "verdict")
 """Failures that the same run would only repeat: a person must look."""
@@ -205,6 +205,11 @@ def stopped(desk: Desk, lease: Lease) -> None:
         running = batches.find(tx, lease.batch_id)["state"] == "running"
     if running:
         _fail(desk, lease, "preempted")
+    give_back(desk, lease)
+
+
+def give_back(desk: Desk, lease: Lease) -> None:
+    """Nobody works on the batch any more. Raises LeaseLost."""
     with desk.ledger.write() as tx:
         leases.give_back(tx, lease)
 

@@ -65,11 +65,13 @@ class Desk:
 
 
 @contextlib.contextmanager
-def heartbeat(desk: Desk, lease: Lease) -> Iterator[None]:
-    """Keep a lease alive while the body runs.
+def heartbeat(desk: Desk, lease: Lease) -> Iterator[threading.Event]:
+    """Keep a lease alive while the body runs; it must not be given back there.
 
-    Where another worker has taken the batch, this process is sent SIGTERM, which ends a chain that runs here, and what the body
-    then raises becomes LeaseLost.
+    Where another worker has taken the batch, the event is set and this process is sent SIGTERM, which ends a chain that runs in it.
+
+    Raises:
+        LeaseLost: in place of what the body raised then, or at its end.
     """
     seconds, stop, lost = desk.policy.lease_seconds, threading.Event(), threading.Event()
 
@@ -88,11 +90,18 @@ def heartbeat(desk: Desk, lease: Lease) -> Iterator[None]:
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield lost
+        finally:
+            stop.set()
+            thread.join()
     except BaseException as fault:
-        if lost.is_set() and not isinstance(fault, LeaseLost):
-            raise LeaseLost(f"batch {lease.batch_id}: was taken over", "another worker goes on with it") from fault
-        raise
-    finally:
-        stop.set()
-        thread.join()
+        if not lost.is_set():
+            raise
+        raise _taken(lease) from fault
+    if lost.is_set():
+        raise _taken(lease)
+
+
+def _taken(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"batch {lease.batch_id}: was taken over", "another worker goes on with it")

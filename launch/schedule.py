@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 import sqlalchemy as sa
 
 from launch.ahead import Danger, danger_line, look_ahead
-from launch.batch_steps import Step, bring_on, stopped
+from launch.batch_steps import Step, bring_on, give_back, stopped
 from launch.desk import Desk, heartbeat
 from launch.policy import span_seconds
 from launch.signals.rounds import begin_rounds, tell_round
@@ -131,15 +131,14 @@ def free_batches(desk: Desk) -> list[str]:
 def _work_on(desk: Desk, lease: Lease) -> Step:
     """Bring a batch as far as it goes now, and give it back."""
     try:
-        with heartbeat(desk, lease), terminable(f"schedule: batch {lease.batch_id}"):
-            try:
+        with terminable(f"schedule: batch {lease.batch_id}"):
+            with heartbeat(desk, lease):
                 step = bring_on(desk, lease)
-            except Asked:
-                stopped(desk, lease)
-                raise
-            with desk.ledger.write() as tx:
-                leases.give_back(tx, lease)
+        give_back(desk, lease)
     except LeaseLost:
         step = Step(batch_id=lease.batch_id, state="taken over")
+    except Asked:
+        stopped(desk, lease)
+        raise
     desk.say(f"{step.batch_id}: {step.state}{f' ({step.failure})' if step.failure else ''}")
     return step

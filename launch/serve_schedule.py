@@ -37,12 +37,13 @@ def serve_schedule(desk: Desk, *, ticks: int = 0, sleep: Callable[[float], None]
     """
     done = 0
     try:
-        with terminable("schedule serve"):
-            while True:
+        while True:
+            # Anew for each tick: a batch that was lost to another host ends its run by a signal, too, and is no reason to leave.
+            with terminable("schedule serve"):
                 try:
                     desk.say(tick_line(tick(desk)))
                 except StorageError:
-                    # The fault's own text names the ledger, not what is in it; it is said once a tick, until it is mended.
+                    # It is said once a tick, until it is mended.
                     desk.say("tick: the ledger or a storage is away; it is tried again")
                 done += 1
                 if done == ticks:

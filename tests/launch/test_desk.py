@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from launch.batch_run import Local, Slurm
 from launch.desk import Desk, heartbeat
 from launch.policy import LinePolicy, SchedulePolicy
-from launch.worker import terminable
+from launch.worker import Asked, terminable
 from pipeline.ledger import batches, leases
 from pipeline.ledger.leases import Lease, LeaseLost
 from pipeline.ledger.schema import BATCH
@@ -51,9 +52,22 @@ def test_a_lost_lease_ends_the_body(tmp_path: Path) -> None:
             tx.execute(sa.update(BATCH).values(lease_number=lease.number + 1))
         desk = Desk(ledger, SchedulePolicy(lease_seconds=0.4), owner="me", say=print)
         began = time.monotonic()
-        with pytest.raises(LeaseLost, match="taken over"), heartbeat(desk, lease), terminable("body"):
+        with pytest.raises(LeaseLost, match="taken over"), terminable("body"), heartbeat(desk, lease):
             time.sleep(10)
         assert time.monotonic() - began < 5
+
+
+def test_a_lease_that_was_lost_at_the_very_end_is_lost(tmp_path: Path) -> None:
+    with open_ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger:
+        lease = claimed(ledger, 0.2)
+        desk = Desk(ledger, SchedulePolicy(lease_seconds=0.2), owner="me", say=print)
+        with pytest.raises(LeaseLost), terminable("body"), heartbeat(desk, lease) as lost:
+            with ledger.write() as tx:
+                tx.execute(sa.update(BATCH).values(lease_number=lease.number + 1))
+            with contextlib.suppress(Asked):
+                while not lost.is_set():
+                    time.sleep(0.01)
+                time.sleep(1)
 
 
 def test_what_a_line_says_goes_before_what_all_say(tmp_path: Path) -> None:
