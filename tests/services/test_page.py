@@ -215,11 +215,11 @@ def test_hostile_text_does_nothing(page: Page, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "demo-1", "demo", done=9, seed=0, clock=Clock())
     with hostile_ledger(tmp_path) as ledger, serving(ledger, tmp_path / "runs") as home:
         page.call("Page.addScriptToEvaluateOnNewDocument", source=ALERTS)
-        page.look(360, 800, phone=True)
-        for path in PATHS[:-1]:
+        for width, path in [(width, path) for width in (1200, 360) for path in PATHS[:-1]]:
+            page.look(width, 800, phone=width == 360)
             page.open(home + path)
             assert page.js("globalThis.alerted") == [], path
-            assert page.js("document.documentElement.scrollWidth") <= 360, path
+            assert page.js("document.documentElement.scrollWidth") <= width, path
             assert page.js("[...document.images].every((image) => image.src.includes('/grid/'))"), path
         assert page.js("document.body.innerText.includes('<script>alert(1)</script>')")
         quiet(page, home)
