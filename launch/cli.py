@@ -13,7 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from launch import cli_audit, cli_jobs, cli_keys, cli_ledger, cli_release, cli_requests, cli_verify
+from launch import (
+    cli_audit,
+    cli_jobs,
+    cli_keys,
+    cli_ledger,
+    cli_release,
+    cli_requests,
+    cli_schedule,
+    cli_serve,
+    cli_trace,
+    cli_verify,
+)
 from launch.answering import AsJson, Overrides, Run, answering
 
 __all__ = ["app", "main"]
@@ -347,9 +358,12 @@ cli_verify.add_to(app)
 cli_jobs.add_to(app)
 cli_audit.add_to(app)
 cli_requests.add_to(app)
+cli_serve.add_to(app)
 cli_ledger.add_to(app)
 cli_release.add_to(app)
 cli_keys.add_to(app)
+cli_schedule.add_to(app)
+cli_trace.add_to(app)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pipeline.errors import IntegrityError, Preempted, StorageError, UnlearnErro
 from pipeline.records import record
 from pipeline.storage import create_bytes, exists, join, list_files, publish_bytes, read_bytes, remove_tree
 
-__all__ = ["LEASE_SECONDS", "VARIABLE", "Claim", "Held", "Taken", "Watcher", "fence", "owning", "this_process"]
+__all__ = ["AT_WORK", "LEASE_SECONDS", "VARIABLE", "Claim", "Held", "Taken", "Watcher", "fence", "owning", "this_process"]
 
 LEASE_SECONDS = 20.0
 RELEASED = {"kind": ""}
@@ -38,9 +38,9 @@ class Taken(StorageError):
     """The folder has a living owner."""
 
 
-# A worker is forked while the thread that beats may be at work; a lock that it held would stay locked in the child for ever.
-_AT_WORK = threading.Lock()
-os.register_at_fork(before=_AT_WORK.acquire, after_in_parent=_AT_WORK.release, after_in_child=_AT_WORK.release)
+AT_WORK = threading.Lock()
+"""Held by a thread that beats while it is at work: a worker that was forked then would have its locks locked for ever."""
+os.register_at_fork(before=AT_WORK.acquire, after_in_parent=AT_WORK.release, after_in_child=AT_WORK.release)
 
 
 @record
@@ -168,7 +168,7 @@ class Held:
     def _beat(self) -> None:
         while not self._stop.wait(self._every):
             # Storage that is away does not cost us the folder: who waits cannot see it either.
-            with _AT_WORK, contextlib.suppress(StorageError, OSError):
+            with AT_WORK, contextlib.suppress(StorageError, OSError):
                 if _overtaken(self.mark):
                     self.lost = True
                     os.kill(os.getpid(), signal.SIGTERM)

@@ -13,6 +13,7 @@ from pipeline.audit_orders import AuditOrder, PlantedOrder, ShadowsOrder
 from pipeline.config import NotNegativeFloat, RunConfig, ShardsConfig
 from pipeline.records import RequestBatch, record
 from pipeline.request_orders import LikenessOrder, LookupOrder
+from pipeline.schedule_orders import SiftOrder, TraceOrder
 
 __all__ = [
     "ACTS",
@@ -374,6 +375,8 @@ ACTS: Mapping[str, type[Any]] = {
     "price": PriceOrder,
     "audit": AuditOrder,
     "planted": PlantedOrder,
+    "sift": SiftOrder,
+    "trace": TraceOrder,
     "shadows": ShadowsOrder,
 }
 """The order that each act takes."""

@@ -17,7 +17,7 @@ from pipeline.records import DeletionRequest, RequestBatch, Selector
 from pipeline.request_orders import LookupAnswer, LookupOrder
 from pipeline.storage import join
 
-__all__ = ["run"]
+__all__ = ["run", "unknown_values"]
 
 
 def run(order: LookupOrder) -> LookupAnswer:
@@ -49,7 +49,7 @@ def run(order: LookupOrder) -> LookupAnswer:
         batch = spell_out(batch, parts=parts, hashes=hashes, bits=bits)
     wanted = wanted_by(batch, packed.classes)
     chosen = choose(parts, wanted, len(packed.classes))
-    unknown = sorted(_unknown(places, wanted, chosen, packed.classes))
+    unknown = sorted(unknown_values(places, wanted, chosen, packed.classes))
     first, kind = unknown[0] if unknown else (0, "")
     training = int(chosen.label_counts.sum())
     return LookupAnswer(
@@ -69,10 +69,10 @@ def _values(order: LookupOrder) -> Iterator[tuple[str, str, int]]:
             yield request.selector.kind, value, number
 
 
-def _unknown(
+def unknown_values(
     places: dict[str, dict[str, int]], wanted: Wanted, chosen: Chosen, classes: tuple[str, ...]
 ) -> Iterator[tuple[int, str]]:
-    """Place and kind of the values that mean no training image."""
+    """Place and kind of the values, given as kind -> value -> place, that mean no training image."""
     keys, marks = set(chosen.keys), {mark.hex() for mark in chosen.digests}
     begun = {length: {key[:length] for key in keys} for length in wanted.prefix_sets}
     labels = {str(name) for number, name in enumerate(classes) if chosen.label_counts[number]}
