@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import multiprocessing
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -26,7 +23,7 @@ from pipeline.ledger.pseudonyms import keyed_digest
 from pipeline.ledger.store import open_ledger
 from pipeline.signing import make_keys, read_private, read_public, unseal
 from tests.support.finished import FORGOTTEN
-from tests.support.releasing import FAILS, NOW, Place, usual_run
+from tests.support.releasing import FAILS, NOW, Place, in_processes, usual_run
 
 LEAVE = Approval(approver="Ada", reason="an emergency", at=NOW)
 
@@ -63,53 +60,21 @@ def test_sent_twice_it_is_the_same_and_so_is_the_alias(shop: Place, usual: Path)
     assert files(shop.line) == before
 
 
-def _send(room: Place, run: Path, alias: str) -> None:
-    try:
-        outcome = room.send(run, alias=alias)
-        result = f"{outcome.new} {outcome.promotion.did}" if outcome.promotion else str(outcome.new)
-    except StorageError as fault:
-        result = fault.message
-    (room.base / f"{alias}-{os.getpid()}.txt").write_text(result)
-
-
 def test_many_that_send_at_once_make_one_release_and_one_change(room: Place, usual: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_send, args=(room, usual, "live")) for _ in range(6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-        assert worker.exitcode == 0
-    said = sorted(path.read_text() for path in room.base.glob("live-*.txt"))
-    assert sum(text.startswith("True") for text in said) == 1
-    assert sum("promoted" in text for text in said) == 1
-    others = [text for text in said if "promoted" not in text]
-    assert all("unchanged" in text or "at the same time" in text for text in others), others
+    said = in_processes("at_once", room, usual)
+    assert sum(new for new, _ in said) == 1
+    assert sum(did == "promoted" for _, did in said) == 1
+    assert all(did in ("promoted", "unchanged") or "at the same time" in did for _, did in said), said
     assert [path.name for path in room.line.iterdir() if path.name.startswith(".")] == []
     (made,) = room.line.glob("tiny-*")
     assert verify_release(str(made), room.key.public).faults == ()
 
 
-def _die_at(number: int, room: Place, run: Path) -> None:
-    """Send, and end without a word at the so-many-th time that something is written for good."""
-    written = itertools.count(1)
-    flush = os.fsync
-    os.fsync = lambda handle: os._exit(9) if next(written) == number else flush(handle)  # type: ignore[assignment]
-    room.send(run, alias="production")
-
-
 def test_killed_at_any_moment_it_is_whole_or_not_there(room: Place, usual: Path) -> None:
-    context, codes = multiprocessing.get_context("fork"), []
-    for number in (1, 9, 16, 17, 18, 19, 20, 40):
-        worker = context.Process(target=_die_at, args=(number, room, usual))
-        worker.start()
-        worker.join(30)
-        codes.append(worker.exitcode)
-        made = [folder for folder in room.line.iterdir() if folder.name.startswith("tiny-")]
-        assert [fault for folder in made for fault in verify_release(str(folder), room.key.public).faults] == []
-        named = in_force(str(room.line), "production")
-        assert named is None or [folder.name for folder in made] == [named.version]
+    found = in_processes("killed", room, usual)
+    codes = [code for code, _, _ in found]
     assert codes[0] == 9 and codes[-1] == 0 and codes.count(9) >= 4
+    assert all(faults == [] and fits for _, faults, fits in found), found
     last = room.send(usual, alias="production")
     assert last.promotion is not None and last.promotion.did == "unchanged"
 

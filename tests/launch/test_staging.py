@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from launch.staging import staging
 from pipeline.errors import StorageError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_it_is_beside_the_releases_and_goes_unless_it_is_renamed(tmp_path: Path) -> None:
@@ -31,16 +34,9 @@ def test_for_other_storage_it_is_on_this_machine() -> None:
     assert not stage.exists()
 
 
-def _die(line: str) -> None:
-    with staging(line) as stage:
-        (stage / "file").write_text("x")
-        os._exit(9)
-
-
 def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
-    worker = multiprocessing.get_context("fork").Process(target=_die, args=(str(tmp_path),))
-    worker.start()
-    worker.join(30)
+    program = "import os, sys\nfrom launch.staging import staging\nwith staging(sys.argv[1]):\n    os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=False).returncode == 9
     (abandoned,) = tmp_path.iterdir()
     with staging(str(tmp_path)) as mine, staging(str(tmp_path)) as other:
         assert not abandoned.exists()
