@@ -68,7 +68,7 @@ class Desk:
 def heartbeat(desk: Desk, lease: Lease) -> Iterator[threading.Event]:
     """Keep a lease alive while the body runs; it must not be given back there.
 
-    Where another worker has taken the batch, the event is set and this process is sent SIGTERM, which ends a chain that runs in it.
+    Where another worker has taken the batch, the event is set and this process gets SIGTERM, which ends a chain that runs here.
 
     Raises:
         LeaseLost: in place of what the body raised then, or at its end.

@@ -91,7 +91,9 @@ def record_model(tx: Transaction, model: Model) -> str:
         _record_objects(tx, model)
     if known is None or known["uri"] != model.uri:
         if known is not None:
-            changed = {"uri": model.uri, "verdict": model.verdict, "digests": dict(model.digests)}
+            # What the run that made it wrote down stays beside what the release adds.
+            digests = {**(known["digests"] or {}), **model.digests}
+            changed = {"uri": model.uri, "verdict": model.verdict, "digests": digests}
             tx.execute(sa.update(MODEL).where(MODEL.c.model_id == model.model_id).values(changed))
         detail = {"model": model.model_id, "batch": model.batch, "verdict": model.verdict, "parent": parent}
         history.append(tx, "release", f"{model.line}/{model.version}", "released", detail)

@@ -82,6 +82,7 @@ def test_what_passed_is_released_under_the_alias(ledger: Ledger, room: Place) ->
         (alias,) = lineage.alias_history(tx, LINE, "production")
         (model,) = lineage.model_named(tx, alias["model_id"])
         batch = batches.as_batch(tx, "b-000001")
+    assert model["digests"].keys() >= {"kind", "statement"}
     assert model["batch_id"] == "b-000001" and Path(model["uri"], "model.safetensors").is_file()
     assert model["uri"].startswith(room.to) and batch_digest(batch)[:8] in model["uri"]
     again = release_run(ledger, policy, row_of(ledger)["folder"])

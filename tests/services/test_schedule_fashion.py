@@ -39,7 +39,7 @@ RUN: dict[str, Any] = {
     "shards": {"near_bits": None},
     "method": {
         "component": "decouple",
-        "level": {"images": 0.03},
+        "level": {"images": 0.5},
         "forget": {"batch_size": 50, "passes": 1, "retain_floor": 50.0, "runaway": 50.0},
         "retain": {"share": 0.3, "batch_size": 64},
     },
