@@ -78,8 +78,6 @@ class SchedulePolicy:
     """With auto: file of that key's passphrase; empty: UNLEARN_PASSPHRASE, or none."""
     alias: str = ""
     """Name of each line's alias that says which model is in force, and with auto is moved to each release; empty: none."""
-    webhooks: tuple[str, ...] = ()
-    """Addresses that are told of batches that are due, failed or released."""
     pause: Span = "60s"
     """Between two ticks of `unlearn schedule serve`, lengthened by up to a tenth at random."""
     lines: Mapping[str, LinePolicy] = dataclasses.field(default_factory=dict)
