@@ -200,7 +200,7 @@ def _skip_images(work: _Work) -> None:
 
 
 def stopped(desk: Desk, lease: Lease) -> None:
-    """This process was told to leave: what it ran goes on later, at once and elsewhere if need be."""
+    """This process was told to leave: what it ran goes on with the next tick, wherever that is."""
     with desk.ledger.read() as tx:
         running = batches.find(tx, lease.batch_id)["state"] == "running"
     if running:

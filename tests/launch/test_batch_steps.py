@@ -91,9 +91,10 @@ def test_but_not_for_ever(ledger: Ledger, tmp_path: Path) -> None:
     assert run(ledger, tmp_path, [Preempted("stopped")] * 3, ticks=3, preemptions=2)[1][-1] == "held preempted"
 
 
-def test_a_tick_that_is_told_to_leave_frees_its_batch(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(Asked):
-        run(ledger, tmp_path, [Asked("stopped by SIGTERM", "again")])
+@pytest.mark.parametrize("word", [Asked("stopped by SIGTERM", "again"), KeyboardInterrupt()])
+def test_a_tick_that_is_told_to_leave_frees_its_batch(ledger: Ledger, tmp_path: Path, word: BaseException) -> None:
+    with pytest.raises(type(word)):
+        run(ledger, tmp_path, [word])
     row = row_of(ledger)
     assert (row["state"], row["failure"], row["lease_until"]) == ("failed", "preempted", None)
     assert row["next_try_at"] <= ledger.now()
