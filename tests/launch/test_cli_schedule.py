@@ -97,3 +97,13 @@ def test_no_ledger_and_no_policy_are_named(tmp_path: Path) -> None:
     with open_ledger():
         pass
     assert "no schedule is called 'nightly'" in refused(2, "schedule", "status", "--policy", "nightly")
+
+
+def test_a_person_decides_on_what_is_held(runner: FakeRunner) -> None:
+    runner.fails["b-000001"] = ["verdict"]
+    assert "b-000001: held (verdict)\n" in said("schedule", "tick", "--policy", "policy.yaml")
+    assert "without reason" in refused(2, "schedule", "decide", "b-000001", "--reason", "")
+    text = said("schedule", "decide", "b-000001", "--reason", "the rule was mended")
+    assert text == "b-000001: the next tick tries it again\n"
+    assert told("schedule", "tick", "--policy", "policy.yaml")["steps"][0]["state"] == "evaluated"
+    assert "not held" in refused(3, "schedule", "decide", "b-000001", "--reason", "again", "--apart")

@@ -52,7 +52,7 @@ VERIFIES = ("typer", "rich", "pydantic", "pyyaml", "fsspec", "annotated-types", 
 
 
 def key(number: int) -> str:
-    return f"train-{5 * number:06d}"
+    return f"train-{4 * number + 1:06d}"
 
 
 def person(number: int) -> str:
