@@ -15,9 +15,10 @@ from pipeline.records import RequestBatch, record
 
 __all__ = ["WORDS", "BatchRun", "Local", "Runner", "Slurm", "runner_for", "word_of", "word_of_code"]
 
-WORDS = ("configuration", "data", "storage", "verdict", "preempted", "crash", "lost")
+WORDS = ("configuration", "data", "storage", "verdict", "preempted", "crash", "lost", "rolled back")
 """What a failed run is called: wrong configuration or requests · bad data, integrity or weights · storage away, full or in use ·
-the verdict failed · stopped from outside · a bug, or a killed process · the worker vanished without a word."""
+the verdict failed · stopped from outside · a bug, or a killed process · the worker vanished without a word · the very same
+requests were released before and rolled back, so the same run would only make the same model."""
 CODES = {2: "configuration", 3: "data", 4: "verdict", 75: "preempted"}
 
 

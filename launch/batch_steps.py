@@ -23,14 +23,15 @@ from pipeline.errors import ConfigError, StorageError, UnlearnError
 from pipeline.ledger import batches, history, leases, lineage, requests
 from pipeline.ledger.deadlines import later
 from pipeline.ledger.leases import Lease
-from pipeline.ledger.schema import MODEL
-from pipeline.ledger.store import Transaction
+from pipeline.ledger.schema import BATCH, MODEL
+from pipeline.ledger.states import ForbiddenMove
+from pipeline.ledger.store import Ledger, Transaction
 from pipeline.records import record
 from pipeline.storage import join
 
-__all__ = ["Step", "bring_on", "give_back", "stopped"]
+__all__ = ["Step", "bring_on", "decide", "give_back", "stopped"]
 
-REPEATED = ("configuration", "data", "verdict")
+REPEATED = ("configuration", "data", "verdict", "rolled back")
 """Failures that the same run would only repeat: a person must look."""
 FAULTS = (UnlearnError, WorkerError)
 
@@ -115,6 +116,8 @@ def _original(desk: Desk, tx: Transaction, row: Mapping[str, Any]) -> str:
 
 def _refuse(work: _Work) -> Step | None:
     """Refuse a batch whose plan shows that it cannot be run as it is; None: it can."""
+    if not work.run.jobs.get("agreed") and _was_rolled_back(work):
+        return _fail(work.desk, work.lease, "rolled back")
     try:
         work.runner.plan(work.run)
     except Asked:
@@ -124,6 +127,43 @@ def _refuse(work: _Work) -> Step | None:
     except FAULTS as fault:
         return _fail(work.desk, work.lease, word_of(fault), _unmatched(work, word_of(fault)))
     return None
+
+
+def _was_rolled_back(work: _Work) -> bool:
+    same = sa.select(BATCH.c.batch_id).where(
+        BATCH.c.requests_digest == work.row["requests_digest"], BATCH.c.state == "rolled_back", BATCH.c.line == work.row["line"]
+    )
+    with work.desk.ledger.read() as tx:
+        return tx.execute(same).first() is not None
+
+
+def decide(ledger: Ledger, batch_id: str, *, apart: bool, reason: str) -> str:
+    """A person's word on a batch that is held: it is tried again, or (`apart`) its requests go back to the queue.
+
+    Args:
+        ledger: an open one.
+        batch_id: which.
+        apart: give the batch up, not its requests.
+        reason: goes into the history as it is.
+
+    Returns:
+        The batch's state.
+
+    Raises:
+        ConfigError: no such batch, or no reason.
+        ForbiddenMove: it is not held.
+    """
+    if not reason.strip():
+        raise ConfigError(f"batch {batch_id}: a decision without reason", "say why with --reason")
+    state = "moved_on" if apart else "closed"
+    with ledger.write() as tx:
+        row = batches.find(tx, batch_id)
+        if row["state"] != "held":
+            raise ForbiddenMove(f"batch {batch_id}: is {row['state']}, not held", "only held batches wait for a person")
+        batches.move(tx, batch_id, state, detail={"reason": reason})
+        jobs = {**(row["jobs"] or {}), "agreed": True}
+        tx.execute(sa.update(BATCH).where(BATCH.c.batch_id == batch_id).values(jobs=jobs))
+    return state
 
 
 def _unmatched(work: _Work, word: str) -> tuple[str, ...]:
@@ -200,7 +240,7 @@ def _skip_images(work: _Work) -> None:
 
 
 def stopped(desk: Desk, lease: Lease) -> None:
-    """This process was told to leave: what it ran goes on later, at once and elsewhere if need be."""
+    """This process was told to leave: what it ran goes on with the next tick, wherever that is."""
     with desk.ledger.read() as tx:
         running = batches.find(tx, lease.batch_id)["state"] == "running"
     if running:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from launch.desk import Desk
     from launch.signals.emit import Settings
 
-__all__ = ["add_to", "install", "serve", "status", "tick"]
+__all__ = ["add_to", "decide", "install", "serve", "status", "tick"]
 
 PolicyName = Annotated[str, typer.Option("--policy", metavar="NAME|FILE", help="A name in configs/schedule, or a YAML file.")]
 LogJson = Annotated[
@@ -42,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
     group.command()(tick)
     group.command()(serve)
     group.command()(status)
+    group.command()(decide)
     group.command()(install)
     app.add_typer(group, name="schedule")
 
@@ -163,6 +164,28 @@ def _cells(row: dict[str, Any]) -> list[str]:
     owner = (row["lease_owner"] or "").split("/")[0]
     times = [row["due_at"][:16], str(row["attempts"]), row["failure"], owner, (row["lease_until"] or "")[:16]]
     return [row["batch_id"], row["line"], row["state"], str(row["requests_count"]), *times, row["folder"]]
+
+
+def decide(
+    batch: Annotated[str, typer.Argument(metavar="BATCH", help="A batch that is held, as `unlearn schedule status` shows it.")],
+    reason: Annotated[str, typer.Option("--reason", help="Goes into the history as it is: no personal data.")],
+    apart: Annotated[bool, typer.Option("--apart", help="Give the batch up; its requests go back to the queue.")] = False,
+    ledger: LedgerUrl = "",
+    pseudonym_key: KeyFile = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a batch that is held for a person be tried again, or take it apart."""
+    with answering():
+        from launch.batch_steps import decide as settle
+        from launch.show import print_json
+        from pipeline.ledger.store import open_ledger
+
+        with open_ledger(ledger, create=False, key_file=pseudonym_key) as opened:
+            state = settle(opened, batch, apart=apart, reason=reason)
+        if as_json:
+            print_json({"batch": batch, "state": state})
+            return
+        print(f"{batch}: {'its requests wait for another batch' if apart else 'the next tick tries it again'}")
 
 
 def install(

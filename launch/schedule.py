@@ -137,7 +137,7 @@ def _work_on(desk: Desk, lease: Lease) -> Step:
         give_back(desk, lease)
     except LeaseLost:
         step = Step(batch_id=lease.batch_id, state="taken over")
-    except Asked:
+    except (Asked, KeyboardInterrupt):
         stopped(desk, lease)
         raise
     desk.say(f"{step.batch_id}: {step.state}{f' ({step.failure})' if step.failure else ''}")

@@ -38,17 +38,18 @@ def serve_schedule(desk: Desk, *, ticks: int = 0, sleep: Callable[[float], None]
     done = 0
     try:
         while True:
-            # Anew for each tick: a batch that was lost to another host ends its run by a signal, too, and is no reason to leave.
+            # Anew for each: a batch that was lost to another host ends its run by a signal, too, and is no reason to leave.
             with terminable("schedule serve"):
                 try:
                     desk.say(tick_line(tick(desk)))
                 except StorageError:
                     # It is said once a tick, until it is mended.
                     desk.say("tick: the ledger or a storage is away; it is tried again")
-                done += 1
-                if done == ticks:
-                    return done
-                # A little at random, or many hosts that started together would always tick together.
+            done += 1
+            if done == ticks:
+                return done
+            # A little at random, or many hosts that started together would always tick together.
+            with terminable("schedule serve"):
                 sleep(span_seconds(desk.policy.pause) * (1.0 + random.random() / 10))  # noqa: S311
     except Asked:
         desk.say("schedule: told to leave")

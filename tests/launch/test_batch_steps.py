@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from launch.batch_steps import decide
 from launch.endings import WorkerError
 from launch.schedule import tick
 from launch.worker import Asked
 from pipeline.errors import ConfigError, DataError, GateFailed, IntegrityError, Preempted, StorageError
 from pipeline.ledger import batches, history, lineage, requests
 from pipeline.ledger.schema import ALIAS, MODEL
+from pipeline.ledger.states import ForbiddenMove
 from pipeline.ledger.store import Ledger, open_ledger
 from tests.support.schedule import FakeRunner, ask, desk_of, write_line, write_policy
 
@@ -91,9 +93,10 @@ def test_but_not_for_ever(ledger: Ledger, tmp_path: Path) -> None:
     assert run(ledger, tmp_path, [Preempted("stopped")] * 3, ticks=3, preemptions=2)[1][-1] == "held preempted"
 
 
-def test_a_tick_that_is_told_to_leave_frees_its_batch(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(Asked):
-        run(ledger, tmp_path, [Asked("stopped by SIGTERM", "again")])
+@pytest.mark.parametrize("word", [Asked("stopped by SIGTERM", "again"), KeyboardInterrupt()])
+def test_a_tick_that_is_told_to_leave_frees_its_batch(ledger: Ledger, tmp_path: Path, word: BaseException) -> None:
+    with pytest.raises(type(word)):
+        run(ledger, tmp_path, [word])
     row = row_of(ledger)
     assert (row["state"], row["failure"], row["lease_until"]) == ("failed", "preempted", None)
     assert row["next_try_at"] <= ledger.now()
@@ -212,3 +215,32 @@ def test_a_line_may_begin_with_the_model_that_is_in_force(ledger: Ledger, tmp_pa
     tick(desk)
     assert seen == ["train", model["uri"]]
     assert row_of(ledger, "b-000002")["jobs"]["original"] == model["uri"]
+
+
+def test_what_was_rolled_back_is_not_released_again_by_itself(ledger: Ledger, tmp_path: Path) -> None:
+    _, after = run(ledger, tmp_path, [])
+    assert after == ["evaluated"]
+    with ledger.write() as tx:
+        batches.move(tx, B1, "released")
+    with ledger.write() as tx:
+        batches.move(tx, B1, "rolled_back")
+    runner = FakeRunner(tmp_path / "journal")
+    desk = desk_of(ledger, write_policy(tmp_path), runner)
+    tick(desk)
+    again = row_of(ledger, "b-000002")
+    assert (again["state"], again["failure"]) == ("held", "rolled back")
+    assert again["requests_digest"] == row_of(ledger)["requests_digest"] and runner.told("start") == [B1]
+    with pytest.raises(ConfigError, match="without reason"):
+        decide(ledger, "b-000002", apart=False, reason=" ")
+    assert decide(ledger, "b-000002", apart=False, reason="looked at again") == "closed"
+    assert [step.state for step in tick(desk).steps] == ["evaluated"]
+    assert runner.told("work") == [B1]  # the same folder: nothing is left to do
+    with pytest.raises(ForbiddenMove, match="is evaluated, not held"):
+        decide(ledger, "b-000002", apart=True, reason="no")
+
+
+def test_a_held_batch_can_be_taken_apart(ledger: Ledger, tmp_path: Path) -> None:
+    assert run(ledger, tmp_path, [DataError("cut short")])[1] == ["held data"]
+    assert decide(ledger, B1, apart=True, reason="the shard is mended") == "moved_on"
+    with ledger.read() as tx:
+        assert requests.counts(tx) == {"queued": 1}

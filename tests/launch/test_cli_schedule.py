@@ -114,3 +114,13 @@ def test_a_receiver_that_may_not_be_is_refused_at_once(runner: FakeRunner, tmp_p
         fault = refused(2, "schedule", command, "--policy", "policy.yaml", "--webhook", "http://example.org/hook")
         assert "UNLEARN_WEBHOOK: not https" in fault
     assert not (tmp_path / "journal").exists()
+
+
+def test_a_person_decides_on_what_is_held(runner: FakeRunner) -> None:
+    runner.fails["b-000001"] = ["verdict"]
+    assert "b-000001: held (verdict)\n" in said("schedule", "tick", "--policy", "policy.yaml")
+    assert "without reason" in refused(2, "schedule", "decide", "b-000001", "--reason", "")
+    text = said("schedule", "decide", "b-000001", "--reason", "the rule was mended")
+    assert text == "b-000001: the next tick tries it again\n"
+    assert told("schedule", "tick", "--policy", "policy.yaml")["steps"][0]["state"] == "evaluated"
+    assert "not held" in refused(3, "schedule", "decide", "b-000001", "--reason", "again", "--apart")

@@ -15,6 +15,7 @@ from launch.batch_steps import Step
 from launch.schedule import Tick
 from launch.serve_schedule import serve_schedule, tick_line
 from pipeline.errors import StorageError
+from pipeline.ledger.deadlines import later
 from pipeline.ledger.schema import BATCH
 from pipeline.ledger.store import open_ledger
 from tests.support.schedule import FakeRunner, ask, desk_of, write_line, write_policy
@@ -55,7 +56,9 @@ def test_a_batch_that_is_lost_to_another_host_does_not_end_it(tmp_path: Path) ->
 
         def overslept() -> None:
             with ledger.write() as tx:
-                tx.execute(sa.update(BATCH).values(lease_owner="host-2", lease_number=BATCH.c.lease_number + 1))
+                until = later(tx.now, 600)
+                mine = {"lease_owner": "host-2", "lease_number": BATCH.c.lease_number + 1, "lease_until": until}
+                tx.execute(sa.update(BATCH).values(mine))
             time.sleep(5)
 
         runner = FakeRunner(tmp_path / "journal", meanwhile=overslept)
@@ -68,7 +71,7 @@ def test_a_batch_that_is_lost_to_another_host_does_not_end_it(tmp_path: Path) ->
                 os.kill(os.getpid(), signal.SIGTERM)
 
         before = signal.getsignal(signal.SIGTERM)
-        assert serve_schedule(desk, sleep=sleep) == 2
+        assert serve_schedule(desk, ticks=20, sleep=sleep) == 2
         signal.signal(signal.SIGTERM, before)
     assert "b-000001: taken over" in said and said[-1] == "schedule: told to leave"
 

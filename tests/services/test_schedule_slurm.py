@@ -23,10 +23,10 @@ pytestmark = pytest.mark.services
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[None]:
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if missing := support.missing_slurm():
         pytest.skip(missing)
-    with support.running(tmp_path / "slurm") as found, pytest.MonkeyPatch.context() as monkeypatch:
+    with support.running(tmp_path_factory.mktemp("slurm")) as found, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("SLURM_CONF", str(found.config))
         yield
 
