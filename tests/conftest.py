@@ -1,13 +1,18 @@
-"""What tests in several folders share: the address of an empty ledger, on each kind of database."""
+"""What tests in several folders share: laws without time limits, and the address of an empty ledger, on each kind of database."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import postgres
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
