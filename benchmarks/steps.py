@@ -60,7 +60,15 @@ class Loop:
 
 
 def ascent(
-    model: ImageModel, ranks: ProcessGroup, precision: str, size: int, *, rate: float, noise: float, compiled: bool = False
+    model: ImageModel,
+    ranks: ProcessGroup,
+    precision: str,
+    size: int,
+    *,
+    rate: float,
+    noise: float,
+    zero: int,
+    compiled: bool = False,
 ) -> Backend:
     """The model under the engine, with fused steps."""
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -68,7 +76,7 @@ def ascent(
     backend = engine(
         model,
         ranks,
-        zero=1,
+        zero=zero,
         precision=precision,
         size=size,
         rate=rate,
@@ -99,7 +107,7 @@ def moved(model: str, ranks: ProcessGroup, precision: str, size: int) -> Tensor:
     """How far the weights are after some steps without noise, as one vector."""
     made = built(model)
     before = {name: parameter.detach().clone() for name, parameter in made.named_parameters() if parameter.requires_grad}
-    backend = ascent(made, ranks, precision, size, rate=DRIFT_RATE, noise=0.0)
+    backend = ascent(made, ranks, precision, size, rate=DRIFT_RATE, noise=0.0, zero=1)
     for step in range(DRIFT_STEPS):
         backend.backward(-batch_of(made, size, seed=step).loss(backend.model))
         backend.step(step)
@@ -115,6 +123,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, help="images of a step")
+    parser.add_argument("--zero", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="the engine with torch.compile as well")
     parser.add_argument("--no-drift", action="store_true")
     given = parser.parse_args()
@@ -130,7 +139,7 @@ def main() -> None:
     for precision, compiled in (("fp32", False), ("autocast", False), *([("autocast", True)] if given.compile else [])):
         model, name = built(given.model), f"engine, {precision}{', compiled' if compiled else ''}"
         batch, split = batch_of(model, size), updates.setdefault(name, [])
-        backend = ascent(model, ranks, precision, size, rate=RATE, noise=NOISE, compiled=compiled)
+        backend = ascent(model, ranks, precision, size, rate=RATE, noise=NOISE, zero=given.zero, compiled=compiled)
         backends.append(backend)
 
         def act(backend: Backend = backend, batch: Batch = batch, split: list[float] = split) -> float:

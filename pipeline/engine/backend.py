@@ -114,6 +114,7 @@ class Backend:
             _refuse_what_cannot_compile(group.device)
             model.compile()
         exact = {n: p.detach().cpu().clone() for n, p in model.named_parameters()} if engine.precision == "bf16" else {}
+        on_cpu = group.device.type == "cpu"
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_clipping": 0.0 if steps else optimizer.clip,
@@ -122,13 +123,17 @@ class Backend:
                 "stage": engine.zero_stage,
                 "stage3_param_persistence_threshold": 0,
                 # One copy of each gradient less; on a GPU the copies are cheap, and keep its memory in one piece.
-                **({"contiguous_gradients": False} if group.device.type == "cpu" and engine.zero_stage < 3 else {}),
+                **({"contiguous_gradients": False} if on_cpu and engine.zero_stage < 3 else {}),
                 "reduce_bucket_size": _bucket([item.numel() for item in moving], engine.zero_stage),
                 # Our own steps are capped as one vector, so one call must move all of it.
                 **({"sub_group_size": 1 << 50} if steps else {}),
             },
             "bf16": {"enabled": engine.precision == "bf16"},
-            "torch_autocast": {"enabled": engine.precision == "autocast", "dtype": "bfloat16"},
+            "torch_autocast": {
+                **{"enabled": engine.precision == "autocast", "dtype": "bfloat16"},
+                # On a CPU gradients stay fp32: to cast them there and back costs more than half the bytes save.
+                **({"lower_precision_safe_modules": []} if on_cpu else {}),
+            },
             "steps_per_print": 2**31,
         }
         self._steps = steps(moving) if steps else None
