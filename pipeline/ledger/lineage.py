@@ -11,6 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from pipeline.ledger import history
+from pipeline.ledger.deadlines import moment, time_text
 from pipeline.ledger.schema import ALIAS, BATCH, BATCH_REQUEST, HISTORY, MODEL, MODEL_OBJECT, REQUEST, REQUEST_VALUE
 from pipeline.ledger.store import Transaction
 from pipeline.records import record
@@ -87,7 +88,8 @@ def record_made(tx: Transaction, made: Sequence[Made], *, line: str, batch_id: s
         if model.model_id in known:
             continue
         row: dict[str, Any] = {"model_id": model.model_id, "line": line, "batch_id": batch_id, "folder": folder, "uri": model.uri}
-        row |= {"made_at": model.made_at or tx.now, "kept_until": None, "removed_at": None, "verdict": model.verdict}
+        made_at = time_text(moment(model.made_at, where="made_at")) if model.made_at else tx.now
+        row |= {"made_at": made_at, "kept_until": None, "removed_at": None, "verdict": model.verdict}
         # A parent that was made elsewhere is no row that could be pointed at.
         row |= {"parent": model.parent if model.parent in known else None, "digests": {"kind": model.kind}}
         tx.execute(sa.insert(MODEL).values(row))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from launch.desk import Desk
 from launch.policy import read_policy
@@ -18,6 +19,7 @@ from launch.trace import Touched, Trace, trace_key, trace_model, trace_request, 
 from pipeline.acts import trace as trace_act
 from pipeline.ledger import batches, history, requests
 from pipeline.ledger.requests import Submission, submit
+from pipeline.ledger.schema import METADATA
 from pipeline.ledger.store import Ledger, open_ledger
 from tests.support.command import UNLEARN, environment
 from tests.support.runs import write_run_file
@@ -125,6 +127,16 @@ def test_every_batch_is_done_once_and_the_bad_request_is_held_alone(story: dict[
         assert len(folders) == 3 and all(Path(folder, "report.json").is_file() for folder in folders)
     said = "".join(Path(log).read_text() for log in story["logs"])
     assert MARKER not in said and "train-" not in said
+
+
+def test_every_text_fits_its_column(story: dict[str, Any]) -> None:
+    """SQLite takes longer ones, and PostgreSQL does not."""
+    with open_ledger(story["url"]) as ledger, ledger.read() as tx:
+        for table in METADATA.tables.values():
+            for column in table.columns:
+                if isinstance(column.type, sa.String) and column.type.length:
+                    longest = tx.execute(sa.select(sa.func.max(sa.func.length(column)))).scalar_one()
+                    assert (longest or 0) <= column.type.length, f"{table.name}.{column.name}"
 
 
 def asked(order: Any) -> Any:

@@ -21,7 +21,8 @@ def seen(*shards: tuple[str, str], role: str = "trained") -> tuple[Seen, ...]:
 
 
 def made(model_id: str, kind: str, parent: str | None, *shards: Seen) -> Made:
-    return Made(model_id=model_id, kind=kind, uri=f"/run/{kind}", made_at="", verdict="", parent=parent, seen=shards)
+    ended = "2026-11-26T12:00:00.125+01:00"
+    return Made(model_id=model_id, kind=kind, uri=f"/run/{kind}", made_at=ended, verdict="", parent=parent, seen=shards)
 
 
 def request(tx: Transaction, name: str, kind: str, *values: str, subject: str = "") -> str:
@@ -53,6 +54,7 @@ def filled(ledger: Ledger) -> Ledger:
 
 def test_what_a_run_made_is_written_once(filled: Ledger) -> None:
     with filled.write() as tx:
+        assert {row["made_at"] for row in lineage.models_of_batches(tx, ["b-000001"])} == {"2026-11-26T11:00:00.125000Z"}
         again = (made(A, "original", None, *seen(CLEAN)), made(C, "unlearned", "d" * 64))
         assert lineage.record_made(tx, again, line="line", batch_id="b-000001", folder="/other") == [C]
         assert {row["model_id"]: row["folder"] for row in lineage.models_of_batches(tx, ["b-000001"])} == {
