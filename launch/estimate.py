@@ -144,7 +144,7 @@ def step_parts(work: StageWork, rates: Rates, layout: Layout, *, samples: float,
     own = facts.trained / ranks if zero else facts.trained
     update = None if rates.update_seconds is None else own * rates.update_seconds
     loading = 0.0 if not decoded else None if rates.decode_seconds is None else decoded * rates.decode_seconds
-    network = _exchanging(exchanges(zero, precision, facts.trained), facts.sums, ranks, rates.fabric)
+    network = _exchanging(exchanges(zero, precision, facts.trained, gpu=rates.gpu), facts.sums, ranks, rates.fabric)
     if network is not None and compute is not None and zero == 3 and rates.gpu:
         # DeepSpeed overlaps communication with computation at stage 3, and only there.
         network = max(0.0, network - OVERLAPPED * compute)
@@ -206,7 +206,7 @@ def _trained(bare: StageEstimate, work: StageWork, facts: PhaseFacts, basis: Bas
     parts = {**bare.parts, **{name: None if value is None else steps * value for name, value in step.items()}}
     saves, rate = 1 + steps // engine.checkpoint_steps, rates.checkpoint_seconds
     parts["saving"] = None if rate is None else (saves * saved / bare.nodes + weights) * rate
-    sends = sum(sent(item, ranks) for item in exchanges(engine.zero_stage, engine.precision, facts.trained))
+    sends = sum(sent(item, ranks) for item in exchanges(engine.zero_stage, engine.precision, facts.trained, gpu=rates.gpu))
     reading = _reading(work, basis, ranks)
     return dataclasses.replace(
         bare,

@@ -49,7 +49,7 @@ class Exchange:
     """Whether it belongs to the backward pass; otherwise to the optimizer's step."""
 
 
-def exchanges(zero: int, precision: str, trained: int, *, paper: bool = False) -> tuple[Exchange, ...]:
+def exchanges(zero: int, precision: str, trained: int, *, paper: bool = False, gpu: bool = True) -> tuple[Exchange, ...]:
     """What a step exchanges, apart from sums of a few numbers.
 
     As DeepSpeed 0.19 does it here (counted by the calls it makes, see benchmarks/results/planner.md): ZeRO 1 and 2 all-reduce
@@ -60,10 +60,12 @@ def exchanges(zero: int, precision: str, trained: int, *, paper: bool = False) -
         zero: stage 0 to 3.
         precision: the engine's.
         trained: parameters that move.
+        gpu: under autocast DeepSpeed casts what it exchanges to bf16; on a CPU it is told not to (`pipeline.engine.backend`).
         paper: as the ZeRO paper (arXiv 1910.02054, section 7) has it: 2 n bytes for stages 0 to 2, and 3 n for stage 3.
     """
-    grad = 4 if precision == "fp32" or (precision == "autocast" and zero == 0) else 2
-    weight = 2 if precision == "bf16" or (precision == "autocast" and zero == 3) else 4
+    cast = precision == "autocast" and gpu
+    grad = 2 if precision == "bf16" or (cast and zero > 0) else 4
+    weight = 2 if precision == "bf16" or (cast and zero == 3) else 4
     grads, weights = grad * trained, weight * trained
     step = {"in_backward": False}
     if zero == 0:

@@ -63,7 +63,7 @@ def measured_rates(machine: Machine, cluster: ClusterConfig, config: RunConfig, 
     )
     fabric = Fabric(per_node=ranks, inside=inside, between=between)
     fixed, each = _line(machine)
-    found = exchanges(engine.zero_stage, engine.precision, facts.trained)
+    found = exchanges(engine.zero_stage, engine.precision, facts.trained, gpu=cluster.node.gpus > 0)
     in_backward = [item for item in found if item.in_backward]
     in_update = [item for item in found if not item.in_backward]
     small = Exchange(kind="all_reduce", bytes=SMALL)

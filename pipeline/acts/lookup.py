@@ -17,7 +17,7 @@ from pipeline.records import DeletionRequest, RequestBatch, Selector
 from pipeline.request_orders import LookupAnswer, LookupOrder
 from pipeline.storage import join
 
-__all__ = ["run", "unknown_values"]
+__all__ = ["run"]
 
 
 def run(order: LookupOrder) -> LookupAnswer:

@@ -79,3 +79,12 @@ def test_too_few_sizes_or_no_growth_make_no_link() -> None:
     assert fit_link([(size, 1.0) for size in range(1, 8)], 2) is None
     assert fit_link([(size, 1.0 / size) for size in range(1, 12)], 2) is None
     assert fit_link([], 1) is None
+
+
+def test_autocast_sends_half_as_much_on_a_gpu_alone() -> None:
+    for zero in range(4):
+        (fp32, low, wide) = (
+            sum(item.bytes for item in exchanges(zero, precision, 1000, gpu=gpu))
+            for precision, gpu in (("fp32", True), ("autocast", True), ("autocast", False))
+        )
+        assert wide == fp32 and (low < fp32) == (zero > 0)
