@@ -136,16 +136,24 @@ def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
     """What comes on top at each moment. Freed blocks stay with the process, so gradients are among them at all times."""
     zero, precision, ranks = layout.zero, layout.precision, layout.ranks
     moving, width = facts.trained, 2 if precision == "bf16" else 4
-    held.pop("gradients")
+    part = moving / ranks if zero else 0.0
+    flat = zero in (1, 2)  # `pipeline.engine.flat`
+    if flat:
+        held["gradients"] = width * (
+            moving + (part if ranks > 1 else 0.0)
+        )  # in a block that stays, and room for a part of another's
+        held["masters"] = 4 * part if width == 2 else 0.0  # or they are the weights
+    else:
+        held.pop("gradients")
     # Weights are read into blocks of their own, the model's and its companions'.
     loaded = 4 * facts.parameters * (facts.companions + (facts.phase != "train"))
     held["freed blocks"] = KEPT[precision][zero] * 4 * moving + loaded
     copies = width * min(moving, BUCKET)  # the flat copy that is reduced, and the bucket it is made from
-    part = moving / ranks if zero else 0.0
-    update = 12 * part + (0 if zero else 8 * facts.largest)  # fp32 gradients of this rank's part, and AdamW's two temporaries
+    update = (8 if flat and width == 4 else 12) * part  # AdamW's two temporaries, and this rank's gradients in fp32
+    update += 0 if zero else 8 * facts.largest
     whole = 4 * facts.parameters
     return {
-        "backward": {"buckets": copies if zero == 0 else 2 * copies},
+        "backward": {"buckets": 0.0 if flat else copies if zero == 0 else 2 * copies},
         "update": {"update": update},
         # safetensors makes bytes of every tensor, and then one file of them.
         "weights": {"weights to publish": CONSOLIDATED[precision][zero] * whole + 2 * whole},

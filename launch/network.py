@@ -52,9 +52,9 @@ class Exchange:
 def exchanges(zero: int, precision: str, trained: int, *, paper: bool = False, gpu: bool = True) -> tuple[Exchange, ...]:
     """What a step exchanges, apart from sums of a few numbers.
 
-    As DeepSpeed 0.19 does it here (counted by the calls it makes, see benchmarks/results/planner.md): ZeRO 1 and 2 all-reduce
-    gradients in place of the reduce-scatter of the paper, and ZeRO 3 gathers weights once a step while they fit in
-    `MOST_LIVE`, the second time only above.
+    As DeepSpeed 0.19 does it on GPUs (counted by the calls it makes, see benchmarks/results/planner.md): ZeRO 1 and 2 all-reduce
+    gradients in place of the reduce-scatter of the paper, which they have on a CPU (`pipeline.engine.flat`); ZeRO 3 gathers
+    weights once a step while they fit in `MOST_LIVE`, the second time only above.
 
     Args:
         zero: stage 0 to 3.
@@ -71,7 +71,7 @@ def exchanges(zero: int, precision: str, trained: int, *, paper: bool = False, g
     if zero == 0:
         return (Exchange(kind="all_reduce", bytes=grads),)
     if zero < 3:
-        kind: Kind = "reduce_scatter" if paper else "all_reduce"
+        kind: Kind = "all_reduce" if gpu and not paper else "reduce_scatter"
         return Exchange(kind=kind, bytes=grads), Exchange(kind="all_gather", bytes=weights, **step)
     times = 2 if paper or trained > MOST_LIVE else 1
     return Exchange(kind="all_gather", bytes=times * weights, pieces=times), Exchange(kind="reduce_scatter", bytes=grads)

@@ -24,6 +24,7 @@ from pipeline.engine import universal
 from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
 from pipeline.engine.files import SHARD, Copies, guard_files
+from pipeline.engine.flat import FlatSteps
 from pipeline.engine.fused import FusedSteps
 from pipeline.engine.layout import pieces_of
 from pipeline.errors import CheckpointError, ConfigError
@@ -106,15 +107,17 @@ class Backend:
         self._names = [name for name, _ in model.named_parameters()]
         # Kept as they are: DeepSpeed rounds frozen weights to bf16, partitions them under ZeRO 3, and has no master of them.
         self._frozen = {n: p.detach().float().cpu().clone() for n, p in model.named_parameters() if not p.requires_grad}
+        on_cpu = group.device.type == "cpu"
+        flat = on_cpu and engine.zero_stage in (1, 2)
         self._bad = torch.zeros((), device=group.device)
         moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for parameter in moving:
-            parameter.register_hook(self._watch)
+        if not flat:
+            for parameter in moving:
+                parameter.register_hook(self._watch)
         if engine.compile:
             _refuse_what_cannot_compile(group.device)
             model.compile()
         exact = {n: p.detach().cpu().clone() for n, p in model.named_parameters()} if engine.precision == "bf16" else {}
-        on_cpu = group.device.type == "cpu"
         settings = {
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_clipping": 0.0 if steps else optimizer.clip,
@@ -127,6 +130,7 @@ class Backend:
                 "reduce_bucket_size": _bucket([item.numel() for item in moving], engine.zero_stage),
                 # Our own steps are capped as one vector, so one call must move all of it.
                 **({"sub_group_size": 1 << 50} if steps else {}),
+                **({"compute_grad_norm": False} if steps and engine.zero_stage in (1, 2) else {}),
             },
             "bf16": {"enabled": engine.precision == "bf16"},
             "torch_autocast": {
@@ -143,6 +147,8 @@ class Backend:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=moves, config=settings, dist_init_required=False)
+        if flat:
+            self._bad = FlatSteps(self.engine.optimizer, group, 0.0 if steps else optimizer.clip).bad
         self._restore_masters(exact)
         self._held: list[tuple[Any, str]] = []
         self._copies = Copies()
@@ -246,7 +252,9 @@ class Backend:
         with warnings.catch_warnings(), self._moments(written=False):
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(folder, tag=TAG, save_latest=False)
-        held = [(self._copies.of(state) if copy else state, path) for state, path in self._held]
+        copies = self._copies if copy else Copies()
+        # Without a copy a rank's own masters are still parts of all weights, which its file must not hold whole.
+        held = [(copies.of(state, views=not copy) if copy or SHARD in path else state, path) for state, path in self._held]
         self._held.clear()
 
         def write() -> Files:

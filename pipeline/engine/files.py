@@ -62,10 +62,13 @@ class Copies:
         self._spare: dict[tuple[object, ...], list[Tensor]] = {}
         self._lent: list[Tensor] = []
 
-    def of(self, state: Any) -> Any:
+    def of(self, state: Any, *, views: bool = False) -> Any:
         """The same nested state with tensors of its own: what moves on later does not change it.
 
         Tensors that were one stay one, and a view brings only its own elements along.
+
+        Args:
+            views: only such tensors become their own as are parts of larger ones, which a file would hold whole.
         """
         known: dict[tuple[object, ...], Tensor] = {}
 
@@ -73,7 +76,7 @@ class Copies:
             if isinstance(item, Tensor):
                 key = (item.device, item.dtype, item.data_ptr(), item.shape, item.stride())
                 if key not in known or not item.numel():
-                    known[key] = self._held(item)
+                    known[key] = item if views and not _is_part(item) else self._held(item)
                 return known[key]
             if isinstance(item, dict):
                 made = copy.copy(item)  # of its own kind: ordered, with defaults
@@ -98,6 +101,10 @@ class Copies:
         for tensor in self._lent:
             self._spare.setdefault((tensor.dtype, tensor.shape), []).append(tensor)
         self._lent.clear()
+
+
+def _is_part(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
 
 
 def guard_files(engine: Any, rank: int, held: list[tuple[Any, str]]) -> None:

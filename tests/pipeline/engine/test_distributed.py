@@ -153,6 +153,7 @@ def test_a_peer_that_is_gone_is_told_from_a_bug(fault: Exception, expected: bool
 def _limit() -> str:
     join_group(timeout_seconds=70)  # ranks that start side by side on a busy machine can be seconds apart
     made = torch.distributed.new_group([0, 1])
+    torch.distributed.barrier(made)  # who leaves while the other still connects would be taken for a crash
     return str(made._get_backend(torch.device("cpu")).options._timeout)
 
 

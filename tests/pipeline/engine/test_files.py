@@ -54,6 +54,13 @@ def test_deepspeed_s_own_plain_classes_pass_and_what_was_set_before_stands(
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+def test_of_views_alone_a_copy_is_made_where_only_those_are_asked_for() -> None:
+    whole, zeros = torch.arange(1000.0), torch.zeros(()).expand(500)
+    held = Copies().of({"whole": whole, "seen": whole.view(10, 100), "part": whole[10:13], "zeros": zeros}, views=True)
+    assert held["whole"] is whole and held["seen"].data_ptr() == whole.data_ptr() and held["zeros"] is zeros
+    assert held["part"].tolist() == [10.0, 11.0, 12.0] and held["part"].untyped_storage().nbytes() == 12
+
+
 def test_a_copy_stands_still_keeps_what_was_one_as_one_and_brings_no_more_than_its_own_elements() -> None:
     whole = torch.arange(1000.0)
     part, moving = whole[10:13], torch.ones(2, requires_grad=True)

@@ -1,0 +1,120 @@
+"""On a CPU: what ZeRO 1 and 2 send and move, in blocks that stay. DeepSpeed keeps the layout, the masters and the checkpoints.
+
+DeepSpeed joins all gradients in new memory, reduces that, copies it back, joins this rank's part in new memory again and keeps
+masters that equal the weights bit for bit. Memory that is new at each step must be cleared by the system, which can take longer
+than all the arithmetic. Here each gradient goes to its place in a block as soon as it is known, and is reduced and read there.
+Ranks exchange parts pairwise: as many bytes as a ring sends, and without gloo's own copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.engine.distributed import ProcessGroup
+
+__all__ = ["FlatSteps"]
+
+
+class FlatSteps:
+    """Takes the place of a ZeRO optimizer's own reduction and step, for the optimizer's life.
+
+    Args:
+        zero: DeepSpeed's optimizer of stage 1 or 2, without offloading; its weights lie in one block a group, in equal parts for
+            the ranks. The gradients take over that layout.
+        group: of all ranks; gradients are averaged over them.
+        clip: largest length of the gradient of the whole vector; 0: any, and the length is not measured.
+    """
+
+    def __init__(self, zero: Any, group: ProcessGroup, clip: float) -> None:
+        self._zero, self._group, self._clip = zero, group, clip
+        self._blocks: list[Tensor] = []
+        self._found: list[Tensor] = []
+        self._places: dict[nn.Parameter, Tensor] = {}
+        self._known: set[nn.Parameter] = set()
+        self.bad = torch.zeros(())
+        """Blocks of this rank's last gradients that were not finite, fp32 []."""
+        for parameters in zero.bit16_groups:
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(self._take)
+        zero.process_gradients = lambda parameter, index: None
+        zero.reduce_gradients = zero.overlapping_partition_gradients_reduce_epilogue = self._reduce
+        zero.step = self._step
+        self._parts = [parts[group.rank] for parts in zero.parallel_partitioned_bit16_groups]
+        for weights, master in zip(self._parts, zero.single_partition_of_fp32_groups, strict=True):
+            if weights.dtype == master.dtype:  # one of both is enough
+                master.data = weights.data
+        zero._link_all_hp_params()
+
+    def _make(self) -> None:
+        for weights, parameters in zip(self._zero.bit16_groups_flat, self._zero.bit16_groups, strict=True):
+            block = torch.zeros_like(weights, requires_grad=False)
+            self._blocks.append(block)
+            self._found.append(torch.empty_like(block.chunk(self._group.world_size)[0]) if self._group.world_size > 1 else block)
+            for parameter in parameters:
+                start = (parameter.data_ptr() - weights.data_ptr()) // weights.element_size()
+                self._places[parameter] = block[start : start + parameter.numel()].view(parameter.shape)
+
+    @torch.no_grad()
+    def _take(self, parameter: nn.Parameter) -> None:
+        if not self._blocks:
+            self._make()
+        place, gradient, share = self._places[parameter], parameter.grad, 1 / self._group.world_size
+        assert gradient is not None
+        if parameter in self._known:  # again in the same pass: what a part that is computed anew adds
+            place.add_(gradient, alpha=share)
+        else:
+            torch.mul(gradient, share, out=place)
+        parameter.grad = None
+        self._known.add(parameter)
+
+    @torch.no_grad()
+    def _reduce(self, **kwargs: Any) -> None:
+        if not self._blocks:
+            self._make()
+        for parameter, place in self._places.items():
+            if parameter not in self._known:
+                place.zero_()
+        self._known.clear()
+        # A sum is one pass, where a test of each element takes five; it is finite unless an element is not, or they overflow.
+        self.bad += torch.stack([~torch.isfinite(block.sum()) for block in self._blocks]).sum()
+        for block, found in zip(self._blocks, self._found, strict=True):
+            self._exchange(block.chunk(self._group.world_size), found)
+
+    @torch.no_grad()
+    def _step(self, closure: Any = None) -> None:
+        zero, rank = self._zero, self._group.rank
+        gradients = [block.chunk(self._group.world_size)[rank] for block in self._blocks]
+        factor = self._shortened(gradients) if self._clip else 1.0
+        for index, (weights, gradient) in enumerate(zip(self._parts, gradients, strict=True)):
+            master = zero.single_partition_of_fp32_groups[index]
+            master.grad = gradient.to(master.dtype)
+            if factor < 1:
+                master.grad.mul_(factor)
+            zero._optimizer_step(index)
+            master.grad = None
+            if weights.data_ptr() != master.data_ptr():
+                weights.copy_(master)
+        for parts in zero.parallel_partitioned_bit16_groups:
+            self._exchange(parts)
+
+    def _shortened(self, gradients: list[Tensor]) -> float:
+        squares = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32).double() ** 2 for gradient in gradients])
+        length = float(self._group.sum(squares.sum()[None])) ** 0.5
+        return min(1.0, self._clip / (length + 1e-6))
+
+    def _exchange(self, parts: Sequence[Tensor], sum: Tensor | None = None) -> None:
+        """Give each rank's part to all others, or add all ranks' parts up on their rank; `sum`: room for one part."""
+        rank, count = self._group.rank, self._group.world_size
+        for distance in range(1, count):
+            to, source = (rank + distance) % count, (rank - distance) % count
+            given, found = (parts[rank], parts[source]) if sum is None else (parts[to], sum)
+            waiting = [torch.distributed.isend(given, to), torch.distributed.irecv(found, source)]
+            for work in waiting:
+                assert work is not None
+                work.wait()
+            if sum is not None:
+                parts[rank].add_(sum)
