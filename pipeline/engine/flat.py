@@ -8,6 +8,7 @@ Ranks exchange parts pairwise: as many bytes as a ring sends, and without gloo's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,12 +63,12 @@ class FlatSteps:
     def _take(self, parameter: nn.Parameter) -> None:
         if not self._blocks:
             self._make()
-        place, gradient, share = self._places[parameter], parameter.grad, 1 / self._group.world_size
+        place, gradient = self._places[parameter], parameter.grad
         assert gradient is not None
         if parameter in self._known:  # again in the same pass: what a part that is computed anew adds
-            place.add_(gradient, alpha=share)
+            place.add_(gradient)
         else:
-            torch.mul(gradient, share, out=place)
+            place.copy_(gradient)
         parameter.grad = None
         self._known.add(parameter)
 
@@ -86,13 +87,14 @@ class FlatSteps:
 
     @torch.no_grad()
     def _step(self, closure: Any = None) -> None:
+        """Raises FloatingPointError where the gradient has no finite length; nothing was moved."""
         zero, rank = self._zero, self._group.rank
         gradients = [block.chunk(self._group.world_size)[rank] for block in self._blocks]
-        factor = self._shortened(gradients) if self._clip else 1.0
+        factor = self._shortened(gradients) / self._group.world_size
         for index, (weights, gradient) in enumerate(zip(self._parts, gradients, strict=True)):
             master = zero.single_partition_of_fp32_groups[index]
             master.grad = gradient.to(master.dtype)
-            if factor < 1:
+            if factor != 1:
                 master.grad.mul_(factor)
             zero._optimizer_step(index)
             master.grad = None
@@ -102,8 +104,12 @@ class FlatSteps:
             self._exchange(parts)
 
     def _shortened(self, gradients: list[Tensor]) -> float:
+        if not self._clip:
+            return 1.0
         squares = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32).double() ** 2 for gradient in gradients])
-        length = float(self._group.sum(squares.sum()[None])) ** 0.5
+        length = float(self._group.sum(squares.sum()[None])) ** 0.5 / self._group.world_size
+        if not math.isfinite(length):
+            raise FloatingPointError("the gradient has no finite length; no weight was moved")
         return min(1.0, self._clip / (length + 1e-6))
 
     def _exchange(self, parts: Sequence[Tensor], sum: Tensor | None = None) -> None:

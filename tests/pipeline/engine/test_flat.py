@@ -119,6 +119,10 @@ def _held() -> list[tuple[bool, float, float, float]]:
         images = _images(1, dtype).detach()
         images[0, 0] = float("nan") if group().rank == 0 else 0.0
         bad = float(backend.backward(backend.model(images.requires_grad_(), True)))
+        before = backend.weights()
+        with pytest.raises(FloatingPointError, match="no weight was moved"):
+            backend.step(0)
+        assert all(torch.equal(weight, before[name]) for name, weight in backend.weights().items())
         found.append((same, good, held, bad))
         backend.close()
     return found
