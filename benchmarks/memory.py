@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/memory.py
     torchrun --nproc-per-node 1 benchmarks/memory.py --model mae           on a GPU, where there is one
 
-Held are all tensors that live in the process after a step, each storage once: weights, gradients, optimizer, what DeepSpeed
-keeps. A batch of one image takes next to nothing. On a GPU the peak is that of torch's allocator, with what the forward pass
-keeps for the way back; on a CPU it is not told.
+Held are all tensors that live in the process after a step, each storage once: weights, optimizer, what DeepSpeed keeps; before an
+update gradients are among them. A batch of one image takes next to nothing. On a GPU the peak is that of torch's allocator, with
+what the forward pass keeps for the way back; on a CPU it is not told.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     ranks = group()
-    on_gpu, rows = device().type == "cuda", [("way", "precision", "ZeRO", "B held, this rank", "B more in a step")]
+    on_gpu, rows = (
+        device().type == "cuda",
+        [("way", "precision", "ZeRO", "B held, this rank", "before an update", "B more in a step")],
+    )
     weights = sum(parameter.numel() for parameter in built(given.model).parameters() if parameter.requires_grad)
     for way in WAYS:
         for precision in given.precision:
@@ -77,10 +80,11 @@ def main() -> None:
                         torch.cuda.reset_peak_memory_stats()
                         between = torch.cuda.memory_allocated()
                     backend.backward(batch.loss(backend.model))
+                    full = held() - before
                     backend.step(step)
                     settle(device())
                 more = f"{(torch.cuda.max_memory_allocated() - between) / weights:.1f}" if on_gpu else ""
-                rows.append((way, precision, str(zero), f"{(held() - before) / weights:.1f}", more))
+                rows.append((way, precision, str(zero), f"{(held() - before) / weights:.1f}", f"{full / weights:.1f}", more))
                 backend.close()
                 del backend, batch
     if ranks.rank == 0:

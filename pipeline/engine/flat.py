@@ -9,13 +9,16 @@ Ranks exchange parts pairwise: as many bytes as a ring sends, and without gloo's
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.engine.distributed import ProcessGroup
+
+PIECE = 1 << 20
+"""Elements that are received at once before they are added: so few stay in the processor's cache."""
 
 __all__ = ["FlatSteps"]
 
@@ -33,7 +36,6 @@ class FlatSteps:
     def __init__(self, zero: Any, group: ProcessGroup, clip: float) -> None:
         self._zero, self._group, self._clip = zero, group, clip
         self._blocks: list[Tensor] = []
-        self._found: list[Tensor] = []
         self._places: dict[nn.Parameter, Tensor] = {}
         self._known: set[nn.Parameter] = set()
         self.bad = torch.zeros(())
@@ -54,7 +56,6 @@ class FlatSteps:
         for weights, parameters in zip(self._zero.bit16_groups_flat, self._zero.bit16_groups, strict=True):
             block = torch.zeros_like(weights, requires_grad=False)
             self._blocks.append(block)
-            self._found.append(torch.empty_like(block.chunk(self._group.world_size)[0]) if self._group.world_size > 1 else block)
             for parameter in parameters:
                 start = (parameter.data_ptr() - weights.data_ptr()) // weights.element_size()
                 self._places[parameter] = block[start : start + parameter.numel()].view(parameter.shape)
@@ -82,8 +83,8 @@ class FlatSteps:
         self._known.clear()
         # A sum is one pass, where a test of each element takes five; it is finite unless an element is not, or they overflow.
         self.bad += torch.stack([~torch.isfinite(block.sum()) for block in self._blocks]).sum()
-        for block, found in zip(self._blocks, self._found, strict=True):
-            self._exchange(block.chunk(self._group.world_size), found)
+        for block in self._blocks:
+            self._sum(block.chunk(self._group.world_size))
 
     @torch.no_grad()
     def _step(self, closure: Any = None) -> None:
@@ -101,7 +102,7 @@ class FlatSteps:
             if weights.data_ptr() != master.data_ptr():
                 weights.copy_(master)
         for parts in zero.parallel_partitioned_bit16_groups:
-            self._exchange(parts)
+            self._give(parts)
 
     def _shortened(self, gradients: list[Tensor]) -> float:
         if not self._clip:
@@ -112,15 +113,30 @@ class FlatSteps:
             raise FloatingPointError("the gradient has no finite length; no weight was moved")
         return min(1.0, self._clip / (length + 1e-6))
 
-    def _exchange(self, parts: Sequence[Tensor], sum: Tensor | None = None) -> None:
-        """Give each rank's part to all others, or add all ranks' parts up on their rank; `sum`: room for one part."""
+    def _sum(self, parts: Sequence[Tensor]) -> None:
+        """Add each rank's part of all ranks up on that rank."""
+        mine = parts[self._group.rank].split(PIECE)
+        room = torch.empty_like(mine[0]) if self._group.world_size > 1 else mine[0]
+        for to, source in self._pairs():
+            sending = [torch.distributed.isend(piece, to) for piece in parts[to].split(PIECE)]
+            for piece in mine:
+                torch.distributed.recv(room[: len(piece)], source)
+                piece.add_(room[: len(piece)])
+            _wait(sending)
+
+    def _give(self, parts: Sequence[Tensor]) -> None:
+        """Each rank's part to all others."""
+        for to, source in self._pairs():
+            _wait([torch.distributed.isend(parts[self._group.rank], to), torch.distributed.irecv(parts[source], source)])
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        """Whom to send to and whom to receive from, until all have met."""
         rank, count = self._group.rank, self._group.world_size
         for distance in range(1, count):
-            to, source = (rank + distance) % count, (rank - distance) % count
-            given, found = (parts[rank], parts[source]) if sum is None else (parts[to], sum)
-            waiting = [torch.distributed.isend(given, to), torch.distributed.irecv(found, source)]
-            for work in waiting:
-                assert work is not None
-                work.wait()
-            if sum is not None:
-                parts[rank].add_(sum)
+            yield (rank + distance) % count, (rank - distance) % count
+
+
+def _wait(works: Sequence[torch.distributed.Work | None]) -> None:
+    for work in works:
+        assert work is not None
+        work.wait()

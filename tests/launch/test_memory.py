@@ -52,11 +52,9 @@ def test_the_largest_moment_is_named() -> None:
     assert at(3, 2, samples=0.0, publishing=False).moment == "backward"
 
 
-@pytest.mark.parametrize(
-    ("precision", "bytes_each"), [("fp32", (4 + 0 + 4) + 4 + 2 + 4 + 4), ("bf16", (2 + 2 + 4) + 2 + 1 + 6 + 6)]
-)
+@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", (4 + 0 + 4) + 4 + 4 + 4), ("bf16", (2 + 2 + 4) + 2 + 6 + 6)])
 def test_on_a_cpu_stages_1_and_2_by_hand(precision: str, bytes_each: float) -> None:
-    # Weights, masters and moments of two ranks; gradients and room for a part; the update's temporaries; freed blocks.
+    # Weights, masters and moments of two ranks; gradients; the update's temporaries; freed blocks.
     for zero in (1, 2):
         memory = at(zero, 2, precision, samples=0.0, publishing=False)
         assert (memory.moment, memory.total) == ("update", bytes_each * FACTS.trained)
