@@ -33,8 +33,8 @@ check: .venv/installed-dev
 
 # The tables of benchmarks/results, from the quickest to the slowest: more than an hour in all.
 bench: .venv/installed-bench
-	set -e; for file in shard_reading resolve saves kernels steps stream forgetting; do $(BIN)/python benchmarks/$$file.py; done
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/zero.py
+	set -e; for file in shard_reading resolve saves kernels steps stream retraining forgetting; do $(BIN)/python benchmarks/$$file.py; done
+	set -e; for file in zero memory; do OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 benchmarks/$$file.py; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -140,8 +140,6 @@ def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
     flat = zero in (1, 2)  # `pipeline.engine.flat`
     if flat:
         held["gradients"] = float(width * moving)  # in a block that stays
-            moving + (part if ranks > 1 else 0.0)
-        )  # in a block that stays, and room for a part of another's
         held["masters"] = 4 * part if width == 2 else 0.0  # or they are the weights
     else:
         held.pop("gradients")
