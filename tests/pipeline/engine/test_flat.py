@@ -14,6 +14,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import backend as backends
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.distributed import group
+from tests.pipeline.engine.test_fused import BALL, compare, grid
 from tests.support.distributed import run_distributed
 
 CASES = [(1, "fp32"), (1, "bf16"), (2, "autocast"), (2, "fp32")]
@@ -104,6 +105,17 @@ def test_weights_go_where_deepspeeds_own_steps_lead(world_size: int) -> None:
     assert all(
         torch.equal(weight, theirs[case][name]) for other in others for case in CASES for name, weight in other[case].items()
     )
+
+
+def _own_rules(cases: list[tuple[int, str, float | None]]) -> list[object]:
+    with _steps_of(deepspeed=True):
+        return grid(cases)
+
+
+@pytest.mark.distributed
+def test_where_deepspeeds_steps_stay_as_on_a_gpu_our_own_rules_lead_to_the_same_weights() -> None:
+    cases = [(stage, "fp32", ball) for stage in (1, 2) for ball in (None, BALL)]
+    compare(cases, run_distributed(_own_rules, 2, cases))
 
 
 def _held() -> list[tuple[bool, float, float, float]]:
