@@ -191,7 +191,7 @@ class Backend:
         return wrapped
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Back-propagate this rank's share; returns the number of this rank's non-finite gradients, fp32 []."""
+        """Back-propagate this rank's share; returns how many of its gradients, or blocks of them, are not finite, fp32 []."""
         self._bad.zero_()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

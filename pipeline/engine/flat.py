@@ -81,7 +81,7 @@ class FlatSteps:
             if parameter not in self._known:
                 place.zero_()
         self._known.clear()
-        # A sum is one pass, where a test of each element takes five; it is finite unless an element is not, or they overflow.
+        # By a sum, and before anything is exchanged, as in `pipeline.engine.backend`.
         self.bad += torch.stack([~torch.isfinite(block.sum()) for block in self._blocks]).sum()
         for block in self._blocks:
             self._sum(block.chunk(self._group.world_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import backend as backends
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.distributed import group
+from pipeline.engine.files import SHARD, plain_loading
 from tests.pipeline.engine.test_fused import BALL, compare, grid
 from tests.support.distributed import run_distributed
 
@@ -116,6 +118,33 @@ def _own_rules(cases: list[tuple[int, str, float | None]]) -> list[object]:
 def test_where_deepspeeds_steps_stay_as_on_a_gpu_our_own_rules_lead_to_the_same_weights() -> None:
     cases = [(stage, "fp32", ball) for stage in (1, 2) for ball in (None, BALL)]
     compare(cases, run_distributed(_own_rules, 2, cases))
+
+
+def _saved_at_once(folder: str) -> list[bool]:
+    found = []
+    for zero, precision in CASES:
+        place = f"{folder}/{zero}{precision}"
+        backend, dtype = _backend(zero, precision, clip=1.0), torch.bfloat16 if precision == "bf16" else torch.float32
+        backend.backward(backend.model(_images(0, dtype), True))
+        backend.step(0)
+        own = [path for path in backend.save(place, copy=False)().own if SHARD in path]
+        group().barrier()
+        with plain_loading(place):
+            masters = torch.load(f"{place}/{own[0]}")["optimizer_state_dict"]["single_partition_of_fp32_groups"]
+        found += [item.untyped_storage().nbytes() == item.numel() * item.element_size() for item in masters]
+        again = _backend(zero, precision, clip=1.0)
+        again.load(place)
+        before, after = backend.weights(), again.weights()
+        found += [torch.equal(weight, after[name]) for name, weight in before.items()]
+        backend.close()
+        again.close()
+    return found
+
+
+@pytest.mark.distributed
+def test_what_is_saved_at_once_holds_no_rank_but_its_own_and_comes_back(tmp_path: Path) -> None:
+    for found in run_distributed(_saved_at_once, 2, str(tmp_path)):
+        assert len(found) > 2 * len(CASES) and all(found)
 
 
 def _held() -> list[tuple[bool, float, float, float]]:
