@@ -20,6 +20,7 @@ from pipeline.config import Positive, Share
 from pipeline.draws import uniform
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.kernels.patch_loss import patch_loss
+from pipeline.models.attention import ATTENTION
 from pipeline.models.base import ImageModel, Want, paste
 from pipeline.records import record
 
@@ -224,7 +225,7 @@ def _read(folder: Path) -> ViTMAEConfig:
     if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
         raise CheckpointError(f"model.folder: no model.safetensors in '{folder}'", "pickles are not read: convert them elsewhere")
     # Dropout would be randomness that is not a function of the draws.
-    fixed: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
+    fixed: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": ATTENTION}
     return ViTMAEConfig.from_pretrained(folder, local_files_only=True, **fixed)
 
 
@@ -245,7 +246,7 @@ def _fresh(config: Config) -> ViTMAEConfig:
         sizes |= {f"{part}hidden_size": width, f"{part}intermediate_size": width * config.mlp_ratio}
         sizes[f"{part}num_hidden_layers"] = getattr(config, f"{part}layers")
         sizes[f"{part}num_attention_heads"] = getattr(config, f"{part}heads")
-    return ViTMAEConfig(attn_implementation="sdpa", **sizes)  # type: ignore[call-arg]
+    return ViTMAEConfig(attn_implementation=ATTENTION, **sizes)  # type: ignore[call-arg]
 
 
 def build(config: Config) -> MaskedAutoencoder:

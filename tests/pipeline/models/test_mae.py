@@ -16,6 +16,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from pipeline import component
 from pipeline.config import packaged_section
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.models.attention import ATTENTION
 from pipeline.models.mae import Config, MaskedAutoencoder, build
 
 SMALL = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 3, "heads": 2}
@@ -151,7 +152,9 @@ def test_patches_have_places_and_special_tokens_are_not_zero() -> None:
     for token in (embeddings.cls_token, decoder.mask_token):
         assert 0.01 < token.std() < 0.04
     assert 0.1 < embeddings.patch_embeddings.projection.weight.std() < 0.2, "xavier: (2 / (48 + 32)) ** 0.5 = 0.158"
-    assert {layer.attention.config._attn_implementation for layer in (*model.net.vit.layers, *decoder.decoder_layers)} == {"sdpa"}
+    assert {layer.attention.config._attn_implementation for layer in (*model.net.vit.layers, *decoder.decoder_layers)} == {
+        ATTENTION
+    }
 
 
 def test_activation_checkpointing_gives_equal_gradients() -> None:
