@@ -86,11 +86,12 @@ def fit(
         verdict = guard.probe(state.step)
         if verdict is not None and verdict.act == "back":
             return _last_good(state, backend, feed, checkpoints, group), verdict.reason
+        if verdict is not None and verdict.act == "stop":
+            # Not saved: whoever goes on from a checkpoint takes the steps after it, and must come by this verdict again.
+            return _counted(state, feed, group), verdict.reason
         if verdict is not None or state.step % save_every == 0 or leaving:
             state = _saved(state, backend, feed, checkpoints, group, wait=bool(leaving) or not background)
             telemetry.flush()
-        if verdict is not None and verdict.act == "stop":
-            return state, verdict.reason
         if leaving:
             raise Preempted(f"asked to leave at step {state.step}; the state is saved", "run the same command again")
     return _counted(state, feed, group), "budget"

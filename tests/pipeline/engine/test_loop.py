@@ -129,6 +129,16 @@ def test_a_probe_stops_here_or_goes_back(tmp_path: Path) -> None:
     assert (state.step, backend.weight, reason) == (4, 4, "floor")
 
 
+def test_a_phase_that_was_killed_after_its_stop_stops_there_again(tmp_path: Path) -> None:
+    """Before its weights are published: on the way back it must not step past the state that was found good."""
+    guard = Guard(probe={4: Verdict(act="go"), 6: Verdict(act="stop", reason="enough")}.get)
+    first = run(tmp_path, Backend(), Feed(), guard=guard, background=False)
+    backend, feed = Backend(), Feed()
+    again = run(tmp_path, backend, feed, guard=guard)
+    assert [(state.step, state.seen, reason) for state, reason in (first, again)] == [(6, (6,), "enough")] * 2
+    assert (backend.weight, feed.used) == (6, list(range(6)))
+
+
 def test_steps_go_on_while_a_checkpoint_is_written_and_it_is_put_in_place_at_the_next_step_that_finds_it_written(
     tmp_path: Path,
 ) -> None:
