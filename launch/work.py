@@ -18,6 +18,8 @@ __all__ = ["Counts", "StageWork", "reads", "unknown_work", "work_of"]
 
 PROBE_IMAGES = 512
 """Images per group that stage forget looks at (`pipeline.stages.forget`)."""
+FLOOR_IMAGES = 256
+"""Unseen retained images that it looks at now and then."""
 
 
 @record
@@ -143,7 +145,7 @@ def _forgetting(answer: MeasureAnswer, facts: PhaseFacts, counts: Counts) -> Sta
     batch = min(facts.batch_sizes[0], counts.forget)
     per_pass, passes = _steps_a_pass(counts.forget, batch), facts.passes or 1
     looks = passes * per_pass // facts.probe_steps if facts.probe_steps else 0
-    unseen = PROBE_IMAGES if counts.unseen is None else min(counts.unseen, PROBE_IMAGES)
+    unseen = FLOOR_IMAGES if counts.unseen is None else min(counts.unseen, FLOOR_IMAGES)
     groups = min(counts.forget, counts.groups * PROBE_IMAGES) if facts.leveled else 0
     return StageWork(
         facts=facts,
@@ -151,7 +153,7 @@ def _forgetting(answer: MeasureAnswer, facts: PhaseFacts, counts: Counts) -> Sta
         samples=batch,
         splits={"forget": (counts.forget, batch)},
         measured=(looks * unseen + passes * groups) * answer.draws,
-        look=max(min(unseen, PROBE_IMAGES) if looks else 0, min(groups, PROBE_IMAGES)),
+        look=max(unseen if looks else 0, min(groups, PROBE_IMAGES)),
         at_most=facts.leveled,
     )
 

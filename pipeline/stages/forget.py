@@ -21,6 +21,8 @@ __all__ = ["run"]
 
 PROBE_IMAGES = 512
 """Images per group in a probe: enough for a mean within a few per cent, cheap beside a pass."""
+FLOOR_IMAGES = 256
+"""Unseen retained images, looked at oftener, and for a loss that may be a multiple of what it was."""
 
 
 def run(job: Job) -> Result:
@@ -38,7 +40,7 @@ def _guard(opened: Opened, plan: PhasePlan, model: ImageModel, feed: Feed, forge
     unseen = phase.samples("calibration")
     classes = [label for group in phase.manifest.groups if group.kind == "class" for label in group.labels]
     watch = phase.reader(unseen, model)
-    watched = choose(unseen, phase.seed, PROBE_IMAGES, ~np.isin(unseen.labels, classes))
+    watched = choose(unseen, phase.seed, FLOOR_IMAGES, ~np.isin(unseen.labels, classes))
     per_pass = feed.streams[0].steps_per_pass
     floor = plan.retain_floor * opened.calibration.retain_error if plan.retain_floor and opened.calibration else None
 

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from launch.work import PROBE_IMAGES, Counts, StageWork, reads, retrain_steps, unknown_work, work_of
+from launch.work import FLOOR_IMAGES, PROBE_IMAGES, Counts, StageWork, reads, retrain_steps, unknown_work, work_of
 from pipeline.chain import CHAIN, StageSpec
 from pipeline.config import RunConfig, resolve
 from pipeline.orders import MeasureAnswer
+from pipeline.stages import forget
 from tests.support.planning import ANSWER, FACTS
 
 COUNTS = Counts(forget=100, retain=1000, groups=1, unseen=300)
@@ -54,9 +55,13 @@ def test_a_batch_is_at_most_the_split(config: RunConfig) -> None:
 def test_phase_1_is_bounded_by_its_passes(config: RunConfig) -> None:
     found = work("forget", config)
     assert (found.steps, found.samples, found.at_most) == (2 * 2, 64, True)
-    # A look at 300 unseen images after 3 steps, and at all 100 forget images after each of 2 passes.
-    assert found.measured == 1 * 300 + 2 * 100
-    assert found.look == min(300, PROBE_IMAGES)
+    # A look at some of 300 unseen images after 3 steps, and at all 100 forget images after each of 2 passes.
+    assert found.measured == 1 * FLOOR_IMAGES + 2 * 100
+    assert found.look == FLOOR_IMAGES < 300
+
+
+def test_the_looks_of_phase_1_are_as_large_as_its_stage_says() -> None:
+    assert (FLOOR_IMAGES, PROBE_IMAGES) == (forget.FLOOR_IMAGES, forget.PROBE_IMAGES)
 
 
 def test_phase_2_is_a_share_of_retrainings_samples(config: RunConfig) -> None:
