@@ -19,8 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.config import Positive, Share
 from pipeline.draws import uniform
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.kernels.attention import ATTENTION
 from pipeline.kernels.patch_loss import patch_loss
-from pipeline.models.attention import ATTENTION
 from pipeline.models.base import ImageModel, Want, paste
 from pipeline.records import record
 

@@ -16,7 +16,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from pipeline import component
 from pipeline.config import packaged_section
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.models.attention import ATTENTION
+from pipeline.kernels.attention import ATTENTION
 from pipeline.models.mae import Config, MaskedAutoencoder, build
 
 SMALL = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 3, "heads": 2}

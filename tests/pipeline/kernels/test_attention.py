@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from pipeline.models.attention import ATTENTION
+from pipeline.kernels.attention import ATTENTION
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
