@@ -80,6 +80,20 @@ class LossContext:
         found: Tensor = model(*self.views(*batches), want).float()
         return torch.split(found, [len(batch.weights) for batch in batches])
 
+    def with_predictions(self, model: nn.Module, *batches: Batch) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
+        """Losses of one or more batches, fp32 [n] each, and for the last one the model's predictions, fp32 [n, ...], and views.
+
+        One forward pass where the model can: ZeRO 3 then gathers its weights once.
+        """
+        views, sizes = self.views(*batches), [len(batch.weights) for batch in batches]
+        last = tuple(view[-sizes[-1] :] for view in views)
+        if self.shape().gives_both:
+            found, predicted = model(*views, "both")
+            predicted = predicted[-sizes[-1] :]
+        else:
+            found, predicted = model(*views, "loss"), model(*last, "prediction")
+        return torch.split(found.float(), sizes), predicted.float(), last
+
     def weights(self, batch: Batch) -> Tensor:
         """Weights of a batch's samples, fp32 [n]."""
         return torch.from_numpy(batch.weights).to(self.device)

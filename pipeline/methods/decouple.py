@@ -158,10 +158,8 @@ class Decouple:
             measures[f"forget_loss_{number}"] = float(means[number])
         return total, measures, int(counts.sum())
 
-    def _imitate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float, int]:
+    def _imitate(self, predicted: Tensor, views: tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, float, int]:
         """mean d(model, shadow) over the images of shadowed groups: this rank's share, the mean, and of how many images."""
-        views = self._context.views(batch)
-        predicted = model(*views, "prediction").float()
         with torch.no_grad():
             theirs = self._context.shadow()(*views, "prediction").float()
         distance = self._context.shape().distance(predicted, theirs, views[2])
@@ -178,15 +176,19 @@ class Decouple:
         """Phase 2: L_retain + beta * sum over held g of |mean loss of g - lambda_g| + gamma * mean d(model, shadow)."""
         (retained, forgotten), weights = batch, self.config.retain
         held = any(level is not None for level in self._held)
-        losses = self._context.per_sample(model, *((retained, forgotten) if held else (retained,)))
+        if self._imitated:
+            losses, predicted, views = self._context.with_predictions(model, retained, forgotten)
+        else:
+            losses = self._context.per_sample(model, retained, forgotten)
         total, mean, samples = mean_loss(losses[0], retained, self._context)
         measures = {"retain_loss": mean}
         if held:
             guard, found, count = self._hold(losses[1], forgotten, self._held)
             total, samples, measures = total + weights.guard_weight * guard, samples + count, measures | found
         if self._imitated:
-            distance, far, count = self._imitate(model, forgotten)
-            total, samples, measures = total + weights.imitation_weight * distance, samples + count, measures | {"imitation": far}
+            distance, far, count = self._imitate(predicted, views, forgotten)
+            total, measures = total + weights.imitation_weight * distance, measures | {"imitation": far}
+            samples += 0 if held and self._context.shape().gives_both else count  # of both, one gradient is taken
         return Losses(total=total, measures=measures, samples=samples)
 
     def forgetting(self) -> PhasePlan:

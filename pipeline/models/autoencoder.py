@@ -37,6 +37,8 @@ class Autoencoder(ImageModel):
     GroupNorm instead of BatchNorm: no buffer carries statistics of training images.
     """
 
+    gives_both = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.image_size, self.channels = config.image_size, config.channels
@@ -65,12 +67,15 @@ class Autoencoder(ImageModel):
 
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Mean squared error in the region; the bottleneck vector as features; the whole answer as prediction."""
         if want == "features":
             return self._code(visible_BCHW).float()
         answer = self._answer(visible_BCHW)
-        return answer if want == "prediction" else self.distance(answer, target_BCHW, region_B1HW)
+        if want == "prediction":
+            return answer
+        loss = self.distance(answer, target_BCHW, region_B1HW)
+        return (loss, answer) if want == "both" else loss
 
     def distance(self, prediction: Tensor, other: Tensor, region_B1HW: Tensor) -> Tensor:
         """Mean squared difference of images in the region, fp32 [B]."""

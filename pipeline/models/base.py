@@ -16,7 +16,7 @@ from pipeline.draws import normal
 
 __all__ = ["ImageModel", "Want", "certified_weights", "paste"]
 
-Want = Literal["loss", "features", "prediction"]
+Want = Literal["loss", "features", "prediction", "both"]
 
 
 class ImageModel(nn.Module, abc.ABC):
@@ -28,11 +28,13 @@ class ImageModel(nn.Module, abc.ABC):
     """Names of buffers that carry statistics of training data (batch statistics, codebook averages, EMA copies)."""
     probe_draws: int = 1
     """Draws whose losses are averaged where one number must stand for an image; above 1 where the loss is noisy."""
+    gives_both: bool = False
+    """Whether `forward` knows `both`; a model that does not is called twice."""
 
     @abc.abstractmethod
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The training loss of each sample, or what it is computed from.
 
         Args:
@@ -41,7 +43,8 @@ class ImageModel(nn.Module, abc.ABC):
             region_B1HW: bool, True where the task hides and success is judged.
             draws_B: int64; all randomness of a sample (mask, noise, timestep) is a function of its draw.
             want: `loss`: fp32 [B], each at least 0 · `features`: the encoder's output, fp32 [B, ...] ·
-                `prediction`: what `distance` compares, fp32 [B, ...]; a function of the draws as the loss is.
+                `prediction`: what `distance` compares, fp32 [B, ...]; a function of the draws as the loss is · `both`: loss
+                and prediction, where the model `gives_both`.
         """
 
     @abc.abstractmethod

@@ -78,6 +78,7 @@ class Inpainting(ImageModel):
     """
 
     probe_draws = 8
+    gives_both = True
 
     def __init__(self, config: Config, unet: UNet2DModel) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class Inpainting(ImageModel):
 
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Mean squared error of the prediction in the region, at one level of noise a sample; see `ImageModel.forward`.
 
         `features` is the output of the middle block at that level, fp32 [B, channels * height * width]; `prediction` is what
@@ -132,7 +133,10 @@ class Inpainting(ImageModel):
         if want == "features":
             return self._middle(stacked, times)
         predicted = self._predicted(stacked, times)
-        return predicted if want == "prediction" else self.distance(predicted, wanted, region_B1HW)
+        if want == "prediction":
+            return predicted
+        loss = self.distance(predicted, wanted, region_B1HW)
+        return (loss, predicted) if want == "both" else loss
 
     def distance(self, prediction: Tensor, other: Tensor, region_B1HW: Tensor) -> Tensor:
         """Mean squared difference of two predictions (noise, image in [-1, 1] or velocity) in the region, fp32 [B]."""

@@ -74,6 +74,8 @@ class MaskedAutoencoder(ImageModel):
     patches are hidden in each image of a batch, so where regions touch more in some, others lose further ones, by their draws.
     """
 
+    gives_both = True
+
     def __init__(self, config: Config, library: Any) -> None:
         super().__init__()
         self.config, self.image_size, self.channels = config, library.image_size, library.num_channels
@@ -113,8 +115,8 @@ class MaskedAutoencoder(ImageModel):
         return (images_BCHW - mean) / std
 
     def _run(self, pixels_BCHW: Tensor, ranks_BL: Tensor, kept: int, want: Want) -> Tensor:
-        """Tokens of visible patches, fp32 [B, 1 + kept, width], for `features`; predicted patches, normalised, for `loss`; else
-        the predicted image, fp32 [B, C, H, W]."""
+        """Tokens of visible patches, fp32 [B, 1 + kept, width], for `features`; the predicted image, fp32 [B, C, H, W], for
+        `prediction`; else predicted patches, normalised."""
         embeddings = self.net.vit.embeddings
         # The library keeps int(L * (1 - mask_ratio)) patches; half a patch more guards against rounding.
         embeddings.config.mask_ratio = 1 - (kept + 0.5) / ranks_BL.shape[1]
@@ -123,7 +125,7 @@ class MaskedAutoencoder(ImageModel):
         if want == "features":
             return encoded.last_hidden_state.float()
         patches: Tensor = self.net.decoder(encoded.last_hidden_state, encoded.ids_restore).logits
-        return patches if want == "loss" else self._image(patches)
+        return self._image(patches) if want == "prediction" else patches
 
     def _image(self, patches_BLD: Tensor) -> Tensor:
         image: Tensor = self.net.unpatchify(patches_BLD.float())
@@ -138,7 +140,7 @@ class MaskedAutoencoder(ImageModel):
 
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """See `ImageModel.forward`; raises ConfigError where the task leaves no patch visible.
 
         With mask `task` the encoder sees patches of `visible` and the loss is the mean squared error of pixels in the region;
@@ -149,14 +151,18 @@ class MaskedAutoencoder(ImageModel):
         pixels_BCHW = visible_BCHW if self.config.mask == "task" else target_BCHW
         ranks_BL, kept = self._ranks(region_B1HW, draws_B, self.config.mask)
         answer = self._run(pixels_BCHW, ranks_BL, kept, want)
-        if want != "loss":
+        if want in ("features", "prediction"):
             return answer
+        loss = self._loss(answer, target_BCHW, region_B1HW, ranks_BL >= kept)
+        return (loss, self._image(answer)) if want == "both" else loss
+
+    def _loss(self, patches_BLD: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, hidden_BL: Tensor) -> Tensor:
         if self.config.mask == "task":
-            return self.distance(self._image(answer), target_BCHW, region_B1HW)
+            return self.distance(self._image(patches_BLD), target_BCHW, region_B1HW)
         # Whole patches are judged, so no image need be made of them: squares weigh as they would on the scale of [0, 1].
-        std = torch.tensor(self.config.std, device=answer.device).expand(self.channels)
+        std = torch.tensor(self.config.std, device=patches_BLD.device).expand(self.channels)
         target = self.net.patchify(self._normalised(target_BCHW))
-        return patch_loss(answer, target, ranks_BL >= kept, weight=std.square().repeat(self.patch_size**2))
+        return patch_loss(patches_BLD, target, hidden_BL, weight=std.square().repeat(self.patch_size**2))
 
     def distance(self, prediction: Tensor, other: Tensor, region_B1HW: Tensor) -> Tensor:
         """Mean squared difference of images in the region, fp32 [B]."""

@@ -83,6 +83,8 @@ class VQGAN(ImageModel):
     depends on the forget images, and keeps what it learned from them until it is trained anew without them.
     """
 
+    gives_both = True
+
     def __init__(self, config: Config, tokenizer: Any, transformer: Any) -> None:
         super().__init__()
         self.image_size, self.channels, self.config = config.image_size, config.channels, config
@@ -168,14 +170,14 @@ class VQGAN(ImageModel):
 
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Loss [B] in nats; last hidden states [B, T, D] as features; log-probabilities [B, T, N] as prediction. All fp32.
 
         What is not hidden is shown: inside the region the true image's codes, outside it the visible image's. ConfigError where
         the region touches every code."""
         touched, table = self._touched(region_B1HW), self._table()
         seen = self._gaps(self._latents(visible_BCHW, moves=False), table).argmin(2)
-        latents = self._latents(target_BCHW, moves=self.trains_tokenizer and want == "loss")
+        latents = self._latents(target_BCHW, moves=self.trains_tokenizer and want in ("loss", "both"))
         gaps = self._gaps(latents, table)
         true, hidden = gaps.argmin(2), self._hidden(touched, draws_B)
         states = self._states(torch.where(touched, true, seen).masked_fill(hidden, self.codebook), touched)
@@ -185,7 +187,8 @@ class VQGAN(ImageModel):
         if want == "prediction":
             return scores
         loss = (-scores.take_along_dim(true[:, :, None], dim=2)[:, :, 0] * hidden).sum(1) / hidden.sum(1)
-        return loss + self._tokenizer_loss(target_BCHW, latents, table, gaps) if self.trains_tokenizer else loss
+        loss = loss + self._tokenizer_loss(target_BCHW, latents, table, gaps) if self.trains_tokenizer else loss
+        return (loss, scores) if want == "both" else loss
 
     @torch.no_grad()
     def complete(self, visible_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.models.autoencoder import Config, build
+from tests.support.one_pass import assert_both_are_those_of_two_passes
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 1), (64, 3)])
@@ -37,3 +38,11 @@ def test_no_buffer_carries_training_data() -> None:
 def test_sizes_that_cannot_work_are_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match="model"):
         build(config)
+
+
+def test_one_pass_gives_loss_and_prediction() -> None:
+    torch.manual_seed(0)
+    region = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    region[:, :, 2:6, 2:6] = True
+    views = (torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8), region, torch.arange(3))
+    assert_both_are_those_of_two_passes(build(Config(image_size=8, width=8, latent=16)), views)

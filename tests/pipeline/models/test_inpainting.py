@@ -16,6 +16,7 @@ from pipeline.draws import draws_of_rows
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.base import paste
 from pipeline.models.inpainting import Config, Inpainting, build
+from tests.support.one_pass import assert_both_are_those_of_two_passes
 
 TINY = Config(
     image_size=16,
@@ -329,3 +330,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_sizes_that_cannot_work_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(**fields)
+
+
+def test_one_pass_gives_loss_and_prediction() -> None:
+    assert_both_are_those_of_two_passes(tiny(), case())

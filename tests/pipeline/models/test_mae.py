@@ -18,6 +18,7 @@ from pipeline.config import packaged_section
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.kernels.attention import ATTENTION
 from pipeline.models.mae import Config, MaskedAutoencoder, build
+from tests.support.one_pass import assert_both_are_those_of_two_passes
 
 SMALL = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 3, "heads": 2}
 TINY = Config(**SMALL, decoder_width=16, decoder_layers=2, decoder_heads=2)  # type: ignore[arg-type]
@@ -286,3 +287,8 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     weights.rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickles"):
         build(Config(folder=str(tmp_path)))
+
+
+@pytest.mark.parametrize("mask", MODES)
+def test_one_pass_gives_loss_and_prediction(mask: str) -> None:
+    assert_both_are_those_of_two_passes(_model(mask), _views())

@@ -16,6 +16,7 @@ from pipeline.data.tasks.center_crop import CenterCrop
 from pipeline.data.tasks.center_crop import Config as TaskConfig
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.models.vqgan import VQGAN, Config, build
+from tests.support.one_pass import assert_both_are_those_of_two_passes
 
 TINY = Config(
     image_size=16,
@@ -286,3 +287,7 @@ def test_an_untrained_model_is_as_surprised_as_chance() -> None:
     model = tiny(codebook=256)
     model.prepare_unlearning()
     assert model(*views()).mean().item() == pytest.approx(math.log(256), abs=0.3)
+
+
+def test_one_pass_gives_loss_and_prediction() -> None:
+    assert_both_are_those_of_two_passes(tiny(), views())
