@@ -127,6 +127,11 @@ def _agent(words: Sequence[str]) -> None:
     given.master_port = given.master_port or 0  # only static meetings have one of their own
     config, _, _ = torchrun.config_from_args(given)
     config.start_method = "fork"
+    if (config.max_nodes, config.max_restarts) == (1, 0):
+        from pipeline import alone
+
+        alone.register()
+        config.rdzv_backend = alone.BACKEND
     record(elastic_launch(config, _rank))(*given.training_script_args)
 
 
