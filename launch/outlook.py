@@ -97,7 +97,7 @@ def look_ahead(config: RunConfig, batch: RequestBatch, plan: Plan, wish: Wish, *
     device = read_device(cluster.node.device) if cluster.node.device else None
     per_node = _ranks(cluster, config, wish)
     kinds = _kinds(plan, batch)
-    order = MeasureOrder(config=config, groups=kinds, started=time.time())
+    order = MeasureOrder(config=config, groups=kinds, gpu=bool(cluster.node.gpus), started=time.time())
     answer = carry_out("measure", order, MeasureAnswer, to_stderr=to_stderr)
     counts = _counts(plan, len(kinds))
     if device:

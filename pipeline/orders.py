@@ -174,11 +174,12 @@ class Linear:
 
 @record
 class MeasureOrder:
-    """Find out what the phases of a run compute. `groups` are the kinds of its groups of forget images; `started` is the wall
-    clock when the worker was started."""
+    """Find out what the phases of a run compute, on GPUs or on processors. `groups` are the kinds of its groups of forget images;
+    `started` is the wall clock when the worker was started."""
 
     config: RunConfig
     groups: tuple[str, ...] = ("class",)
+    gpu: bool = False
     started: float = 0.0
 
 

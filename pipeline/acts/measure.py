@@ -125,7 +125,7 @@ class _Scene:
             shape: ImageModel = component.build("model", order.config.model)
         self._shape = (shape.image_size, shape.image_size, shape.channels)
         self.few = max(1, min(MOST_TRACED, TRACED_BYTES // math.prod(self._shape)))
-        self._tracer = Tracer(order.config.engine.precision)
+        self._tracer = Tracer(order.config.engine.precision, gpu=order.gpu)
         self._companions = {
             name: self.model(self._tracer, cast=False).eval().requires_grad_(False) for name in ("teacher", "shadow")
         }

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from pipeline.kernels.attention import as_on_gpus
+
 __all__ = ["Cost", "Sizes", "Tracer"]
 
 _CPU_ATTENTION: dict[Any, Any] = {  # the two that FlopCounterMode does not know; it hands on shapes
@@ -99,10 +101,11 @@ class Tracer:
 
     Args:
         precision: of the engine: `fp32`, `bf16` weights, or fp32 weights under bf16 `autocast`.
+        gpu: what a GPU would compute is meant.
     """
 
-    def __init__(self, precision: str) -> None:
-        self._precision = precision
+    def __init__(self, precision: str, *, gpu: bool = False) -> None:
+        self._precision, self._gpu = precision, gpu
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def model(self, build: Callable[[], nn.Module], *, cast: bool = True) -> nn.Module:
@@ -157,7 +160,8 @@ class Tracer:
     def _counting(self, models: tuple[nn.Module, ...]) -> Iterator[tuple[_Fakes, FlopCounterMode]]:
         fakes = _Fakes(self._fake)
         fakes.leave_out([tensor for model in models for tensor in (*model.parameters(), *model.buffers())])
-        with fakes, FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        place = as_on_gpus() if self._gpu else contextlib.nullcontext()
+        with place, fakes, FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
             yield fakes, counter
 
 

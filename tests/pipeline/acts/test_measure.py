@@ -24,8 +24,8 @@ SMALLER = {
 
 
 @functools.cache
-def measured(*overrides: str, groups: tuple[str, ...] = ("class",)) -> MeasureAnswer:
-    return run(MeasureOrder(config=resolve("demo", list(overrides)), groups=groups, started=time.time()))
+def measured(*overrides: str, groups: tuple[str, ...] = ("class",), gpu: bool = False) -> MeasureAnswer:
+    return run(MeasureOrder(config=resolve("demo", list(overrides)), groups=groups, gpu=gpu, started=time.time()))
 
 
 def test_every_model_has_its_small_size_here() -> None:
@@ -51,6 +51,17 @@ def test_every_model_is_traced_through_all_phases(model: str) -> None:
     assert answer.complete_flop >= answer.forward_flop / 3
     assert answer.process_bytes > 0
     assert answer.start_seconds > 0
+
+
+def test_attention_in_fp32_is_counted_for_processors_alone() -> None:
+    """They widen what it reads, keep it until the backward pass, and do as many FLOP."""
+    small = ("model=mae_small", *SMALLER["mae_small"], "engine.precision=bf16")
+    here, there = (measured(*small, gpu=gpu) for gpu in (False, True))
+    for ours, theirs in zip(here.phases, there.phases, strict=True):
+        assert ours.flop == theirs.flop
+        assert ours.activations.each > theirs.activations.each
+    plain = ("model=mae_small", *SMALLER["mae_small"])
+    assert measured(*plain).phases == measured(*plain, gpu=True).phases
 
 
 def test_a_tokenizer_that_stays_is_not_trained_by_unlearning() -> None:

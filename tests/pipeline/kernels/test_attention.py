@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from pipeline.kernels.attention import ATTENTION
+from pipeline.kernels.attention import ATTENTION, as_on_gpus
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -51,6 +51,14 @@ def test_torch_itself_is_less_exact_in_bf16() -> None:
     exact = _exact(*(part.detach().double() for part in parts))
     with pytest.raises(AssertionError):
         torch.testing.assert_close(functional.scaled_dot_product_attention(*parts), exact.bfloat16(), rtol=2**-8, atol=1e-5)
+
+
+def test_a_trace_for_gpus_is_attended_as_they_do() -> None:
+    parts = _parts(torch.bfloat16)
+    widened = _attend(*parts)
+    with as_on_gpus():
+        assert torch.equal(_attend(*parts), functional.scaled_dot_product_attention(*parts))
+    assert torch.equal(_attend(*parts), widened)
 
 
 def test_fp32_attention_is_torchs() -> None:
