@@ -23,7 +23,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import universal
 from pipeline.engine.checkpoint import Files
 from pipeline.engine.distributed import ProcessGroup
-from pipeline.engine.files import SHARD, Copies, guard_files
+from pipeline.engine.files import SHARD, Copies, guard_files, whole_files
 from pipeline.engine.flat import FlatSteps
 from pipeline.engine.fused import FusedSteps
 from pipeline.engine.layout import pieces_of
@@ -249,7 +249,7 @@ class Backend:
             What writes them, once and from any thread, before the next save; it returns which files this rank has written.
         """
         self._held.clear()
-        with warnings.catch_warnings(), self._moments(written=False):
+        with warnings.catch_warnings(), self._moments(written=False), whole_files(folder):
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(folder, tag=TAG, save_latest=False)
         copies = self._copies if copy else Copies()
@@ -260,7 +260,8 @@ class Backend:
         def write() -> Files:
             paths = []
             for state, path in held:
-                torch.save(state, path)
+                with whole_files(folder):
+                    torch.save(state, path)
                 paths.append(os.path.relpath(path, folder))
             held.clear()
             self._copies.give_back()

@@ -10,6 +10,7 @@ is put in place.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -30,7 +31,7 @@ from pipeline.decode import canonical, decode
 from pipeline.engine.agreement import BEAT_SECONDS, Act, Group, agreed
 from pipeline.engine.places import Places
 from pipeline.engine.watchdog import beat
-from pipeline.errors import CheckpointError, IntegrityError
+from pipeline.errors import CheckpointError, IntegrityError, UnlearnError
 from pipeline.records import FileRef, record
 from pipeline.storage import hash_file, join, publish_bytes, read_bytes
 
@@ -196,7 +197,13 @@ class Checkpoints:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        pieces = agreed(self._group, pending.result)
+        try:
+            pieces = agreed(self._group, pending.result)
+        except UnlearnError:
+            # Half a checkpoint must not keep a full disk full.
+            with contextlib.suppress(UnlearnError):
+                self._places.drop(pending.folder, first=self._first)
+            raise
         saved = Saved(
             state=pending.state,
             world_size=self._group.world_size,

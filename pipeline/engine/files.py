@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 
-__all__ = ["SHARD", "Copies", "guard_files", "plain_loading"]
+__all__ = ["SHARD", "Copies", "guard_files", "plain_loading", "whole_files"]
 
 SHARD = "zero_pp_rank_"
 """In the names of files that one rank alone reads."""
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+WRITER = "inline_container"
+"""In what torch says of files that it could not write."""
+FULL = 1 << 20
+"""Bytes: with fewer a disk is full, even if a small file would still find room."""
 REFUSED = re.compile(r"GLOBAL (\S+)")
 
 
@@ -53,6 +59,25 @@ def plain_loading(where: str) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def whole_files(folder: str) -> Iterator[None]:
+    """Have a name for what happens where `torch.save` cannot write a file below `folder` to its end.
+
+    Raises:
+        StorageError: no space left, or what the disk said.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as fault:
+        # torch's writer tells of a full disk as of a place in the file where it did not expect to be.
+        if not isinstance(fault, OSError) and WRITER not in str(fault):
+            raise
+        full = getattr(fault, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < FULL
+        why = "no space left" if full else str(fault).splitlines()[0]
+        cure = "free space or choose another output folder, then run again"
+        raise StorageError(f"{folder}: not written: {why}", cure) from fault
 
 
 class Copies:
@@ -127,4 +152,5 @@ def guard_files(engine: Any, rank: int, held: list[tuple[Any, str]]) -> None:
         own = engine._get_rank_zero_ckpt_name(folder, tag, engine.checkpoint_mp_rank, rank, bf16_mode)
         return [own if other == rank else None for other in range(engine.loaded_checkpoint_dp_world_size)]
 
+    engine._copy_recovery_script = lambda folder: None  # a program beside each checkpoint, by one rank while the others wait
     files.save, files.load, engine._get_all_ckpt_names, engine._get_all_zero_checkpoint_names = save, load, states, shards

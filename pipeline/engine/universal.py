@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pipeline.engine.files import plain_loading
+from pipeline.engine.files import plain_loading, whole_files
 
 __all__ = ["convert", "load"]
 
@@ -31,6 +31,7 @@ def convert(folder: str, files: Sequence[str], target: str) -> None:
 
     Raises:
         CheckpointError: a file holds other things than plain data.
+        StorageError: `target` could not be written whole.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -51,7 +52,7 @@ def convert(folder: str, files: Sequence[str], target: str) -> None:
             inject_missing_state=True,  # ZeRO 1 and 2 do not write it themselves
         )
         silence = io.StringIO()
-        with plain_loading(folder), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+        with plain_loading(folder), whole_files(target), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             ds_to_universal.main(options)
 
 

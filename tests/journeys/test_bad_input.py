@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from pipeline.data.images import encode_png
 from pipeline.errors import ConfigError, UnlearnError
 from pipeline.stages.runner import run_stage
 from tests.support.command import unlearn
+from tests.support.disks import small_disk
 from tests.support.runs import prepare, write_run_file
 from tests.support.shards import make_shard
 
@@ -165,18 +164,6 @@ def test_a_folder_of_another_batch_is_not_touched(copy: Path) -> None:
     assert done.returncode == 2
     assert "another batch" in done.stderr
     assert {path: path.read_bytes() for path in wanted.rglob("*") if path.is_file()} == before
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, kibibytes: int) -> Iterator[None]:
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kibibytes", [40, 260])

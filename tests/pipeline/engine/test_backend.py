@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import Backend, OptimizerConfig, _refuse_what_cannot_compile, quiet_deepspeed
-from pipeline.engine.checkpoint import Files
+from pipeline.engine.checkpoint import Checkpoints, Files, TrainState
 from pipeline.engine.distributed import group
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError, ConfigError, StorageError
 from pipeline.models.autoencoder import Config, build
+from tests.support.disks import small_disk
 from tests.support.distributed import run_distributed
 
 
@@ -111,6 +114,49 @@ def test_every_stage_and_precision_resumes_bit_for_bit_and_agrees_with_the_other
             other_stage = answers[f"{stage}{precision}"][0]
             drift = max(float((tensor - other_stage[key]).abs().max()) for key, tensor in answers[f"0{precision}"][0].items())
             assert drift < 0.05, f"stage {stage} {precision}"
+
+
+def fill(folder: str) -> list[object]:
+    """Save, fill the disk, save in the background and at once, make room, go on."""
+    backend, filler, ranks = _backend(1, "fp32"), os.path.join(folder, "filler"), group()
+    points = Checkpoints(folder, "phase", config_digest="a", group=ranks)
+    points.save(backend, TrainState(step=1))
+    if ranks.rank == 0:
+        with open(filler, "wb") as stream:
+            stream.write(bytes(max(0, shutil.disk_usage(folder).free - (32 << 10))))
+    ranks.barrier()
+    told: list[object] = []
+    for wait in (False, True):
+        try:
+            points.save(backend, TrainState(step=2), wait=wait)
+            _steps(backend, 1, 1)  # they go on meanwhile
+            points.settle()
+        except StorageError as fault:
+            told.append(fault.message)
+        found = points.read()
+        told.append(found and found.state.step)
+    ranks.barrier()
+    if ranks.rank == 0:
+        told.append(len(glob.glob(os.path.join(folder, "checkpoints", "phase", "step-*"))))
+        os.unlink(filler)
+    ranks.barrier()
+    points.save(backend, TrainState(step=3))
+    kept = {name: tensor.clone() for name, tensor in backend.weights().items()}
+    _steps(backend, 3, 1)
+    restored = points.restore(backend)
+    told += [restored and restored.step, all(torch.equal(kept[name], new) for name, new in backend.weights().items())]
+    backend.close()
+    return told
+
+
+@pytest.mark.distributed
+def test_a_disk_that_is_full_is_named_on_all_ranks_and_the_older_checkpoint_stands(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4096):
+        first, second = run_distributed(fill, 2, str(tmp_path / "disk"))
+    for told in (first, second):
+        messages = [item for item in told if isinstance(item, str)]
+        assert len(messages) == 2 and all("no space left" in message for message in messages), told
+        assert [item for item in told if not isinstance(item, str)] == [1, 1, *([1] if told is first else []), 3, True]
 
 
 def _compiled() -> list[dict[str, torch.Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 
 from pipeline.config import EngineConfig
 from pipeline.engine.backend import quiet_deepspeed
-from pipeline.engine.files import FORBID, FORCE, Copies, plain_loading
-from pipeline.errors import CheckpointError
+from pipeline.engine.files import FORBID, FORCE, Copies, plain_loading, whole_files
+from pipeline.errors import CheckpointError, StorageError
+from tests.support.disks import small_disk
 
 
 class Malicious:
@@ -82,3 +85,19 @@ def test_a_copy_stands_still_keeps_what_was_one_as_one_and_brings_no_more_than_i
     many = copies.of({"moment": torch.zeros(()).expand(1000, 50)})["moment"]
     assert many.shape == (1000, 50) and not many.any() and many.untyped_storage().nbytes() == 4
     assert place in {tensor.data_ptr() for tensor in again} and all(tensor.tolist() == [11.0, 12.0, 13.0] for tensor in again)
+
+
+@pytest.mark.parametrize("to_path", [True, False])
+def test_a_full_disk_is_told_as_one(tmp_path: Path, to_path: bool) -> None:
+    with small_disk(tmp_path / "disk", 2048):
+        folder = tmp_path / "disk"
+        with pytest.raises(StorageError, match="no space left"), whole_files(str(folder)), contextlib.ExitStack() as stack:
+            place = folder / "state.pt"
+            torch.save(torch.ones(1 << 20), place if to_path else stack.enter_context(place.open("wb")))
+
+
+def test_other_faults_of_writing_keep_their_words_and_bugs_stay_bugs(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"not written: .*Input/output error"), whole_files(str(tmp_path)):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(RuntimeError, match="a bug"), whole_files(str(tmp_path)):
+        raise RuntimeError("a bug of ours")
