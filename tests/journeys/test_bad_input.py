@@ -166,7 +166,7 @@ def test_a_folder_of_another_batch_is_not_touched(copy: Path) -> None:
     assert {path: path.read_bytes() for path in wanted.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("kibibytes", [40, 260])
+@pytest.mark.parametrize("kibibytes", [40, 260, 920])  # packing the source, and a checkpoint of the training
 def test_no_space_left(tmp_path: Path, kibibytes: int) -> None:
     with small_disk(tmp_path / "disk", kibibytes):
         run_file = write_run_file(tmp_path, output=str(tmp_path / "disk" / "out"))
