@@ -62,7 +62,9 @@ def test_sent_twice_it_is_the_same_and_so_is_the_alias(shop: Place, usual: Path)
 
 def test_many_that_send_at_once_make_one_release_and_one_change(room: Place, usual: Path) -> None:
     said = in_processes("at_once", room, usual)
-    assert sum(new for new, _ in said) == 1
+    late = [did for _, did in said if "at the same time" in did]
+    # Who made the release may be refused when it comes to the alias, and then says no more of what it made.
+    assert sum(new for new, _ in said) in ([0, 1] if late else [1]), said
     assert sum(did == "promoted" for _, did in said) == 1
     assert all(did in ("promoted", "unchanged") or "at the same time" in did for _, did in said), said
     assert [path.name for path in room.line.iterdir() if path.name.startswith(".")] == []
