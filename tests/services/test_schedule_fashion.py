@@ -7,6 +7,7 @@ and its requests come again; lineage is held against what was asked; a copied re
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -141,6 +143,17 @@ def killed_in_the_middle(story: Story, name: str) -> None:
     assert story.batch(name)["state"] == "running"
 
 
+def left_of(folder: str, number: int) -> dict[str, str]:
+    """What can still be said of an image and an erased run's models: for sure where a part of its index that the erasure left as
+    it was has a row of it. A part covers one shard or several, as the indexing went."""
+    for ref in json.loads(Path(folder, "manifest.json").read_text())["index"]:
+        part = Path(folder, ref["uri"])
+        left = part.exists() and hashlib.sha256(part.read_bytes()).hexdigest() == ref["sha256"]
+        if left and key(number) in pq.read_table(part, columns=["key"]).column("key").to_pylist():
+            return {"original": "trained", "unlearned": "trained"}
+    return {"original": "perhaps", "unlearned": "perhaps"}
+
+
 def verified_elsewhere(release: Path, public: Path, place: Path) -> str:
     """What `unlearn verify` says of a copy of the release in an environment that has only what verifying needs."""
     shutil.copytree(release, place / "elsewhere" / release.name)
@@ -205,7 +218,8 @@ def test_from_300_requests_to_proofs(ledger_url: str, tmp_path: Path, monkeypatc
     gone = {"original": "perhaps", "unlearned": "perhaps"}
     last = story.how(3 * WAVE)
     assert story.how(WAVE + 7) == {"b-000001": gone, "b-000002": own}
-    assert last == {"b-000001": gone, "b-000002": gone, "b-000003": seen, "b-000004": own}
+    left = {name: left_of(batch["folder"], 3 * WAVE) for name, batch in (("b-000001", first), ("b-000002", second))}
+    assert last == {**left, "b-000003": seen, "b-000004": own}
     in_force = story.told("trace", "--alias", "clothes/production")
     assert in_force["batches"] == ["b-000004"]
     assert {request for request, *_ in in_force["requests"]} == {f"r{number}" for number in range(2 * WAVE, 3 * WAVE + 1)}
