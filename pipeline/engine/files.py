@@ -76,7 +76,7 @@ def whole_files(folder: str) -> Iterator[None]:
             raise
         full = getattr(fault, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < FULL
         why = "no space left" if full else str(fault).splitlines()[0]
-        cure = "free space or choose another output folder, then run again"
+        cure = "free space, or choose another output folder (a bucket's files wait below TMPDIR), then run again"
         raise StorageError(f"{folder}: not written: {why}", cure) from fault
 
 
