@@ -27,6 +27,7 @@ from pipeline.engine.files import SHARD, Copies, guard_files, whole_files
 from pipeline.engine.flat import FlatSteps
 from pipeline.engine.fused import FusedSteps
 from pipeline.engine.layout import pieces_of
+from pipeline.engine.precision import emulated
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.records import record
 
@@ -104,6 +105,8 @@ class Backend:
             torch.distributed.init_process_group(kind, store=store, rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
         self._config, self._optimizer, self._group = engine, optimizer, group
+        if slow := emulated(engine.precision, group.device):
+            log.warning("%s", slow)
         self._names = [name for name, _ in model.named_parameters()]
         # Kept as they are: DeepSpeed rounds frozen weights to bf16, partitions them under ZeRO 3, and has no master of them.
         self._frozen = {n: p.detach().float().cpu().clone() for n, p in model.named_parameters() if not p.requires_grad}

@@ -57,13 +57,13 @@ class Autoencoder(ImageModel):
         self.squeeze, self.expand = nn.Linear(flat, config.latent), nn.Linear(config.latent, flat)
 
     def _code(self, visible_BCHW: Tensor) -> Tensor:
-        code: Tensor = self.squeeze(self.down(visible_BCHW.to(self.squeeze.weight.dtype)).flatten(1))
+        code: Tensor = self.squeeze(self.down(_laid_out(visible_BCHW.to(self.squeeze.weight.dtype))).flatten(1))
         return code
 
     def _answer(self, visible_BCHW: Tensor) -> Tensor:
         code = self._code(visible_BCHW)
         cells = functional.silu(self.expand(code)).unflatten(1, self.cells)
-        return torch.sigmoid(self.up(cells).float())
+        return torch.sigmoid(self.up(_laid_out(cells)).float())
 
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
@@ -94,6 +94,12 @@ class Autoencoder(ImageModel):
     def bottleneck(self) -> tuple[nn.Module, ...]:
         """The two dense layers around the vector."""
         return self.squeeze, self.expand
+
+
+def _laid_out(images_BCHW: Tensor) -> Tensor:
+    # A processor's convolutions take 3 to 10 % less time with channels last; what a GPU's take was not measured.
+    on_cpu = images_BCHW.device.type == "cpu"
+    return images_BCHW.contiguous(memory_format=torch.channels_last) if on_cpu else images_BCHW
 
 
 def build(config: Config) -> Autoencoder:

@@ -46,3 +46,24 @@ def test_one_pass_gives_loss_and_prediction() -> None:
     region[:, :, 2:6, 2:6] = True
     views = (torch.rand(3, 1, 8, 8), torch.rand(3, 1, 8, 8), region, torch.arange(3))
     assert_both_are_those_of_two_passes(build(Config(image_size=8, width=8, latent=16)), views)
+
+
+def test_channels_last_changes_speed_not_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for laid_out in (True, False):
+        if not laid_out:
+            monkeypatch.setattr("pipeline.models.autoencoder._laid_out", lambda images: images)
+        torch.manual_seed(0)
+        model = build(Config(image_size=16, channels=3, width=8, latent=16))
+        images, region = torch.rand(3, 3, 16, 16), torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+        region[:, :, 4:12, 4:12] = True
+        seen: list[bool] = []
+        model.down[0].register_forward_hook(
+            lambda module, given, out, seen=seen: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+        losses, answer = model(images.masked_fill(region, 0.5), images, region, torch.arange(3), "both")
+        losses.sum().backward()
+        assert seen == [laid_out]
+        found.append([losses, answer, *(weight.grad for weight in model.parameters())])
+    for mine, plain in zip(*found, strict=True):
+        assert torch.allclose(mine, plain, rtol=1e-4, atol=1e-6)
