@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from launch.memory import Layout, Memory, Reading, Slack, memory_of
+from launch.memory import Copied, Layout, Memory, Reading, Slack, memory_of
 from launch.network import Exchange, Fabric, exchanges, seconds, sent
 from launch.work import StageWork, reads
 from pipeline.chain import StageSpec
-from pipeline.config import RunConfig
+from pipeline.config import EngineConfig, RunConfig
 from pipeline.orders import MeasureAnswer, PhaseFacts
 from pipeline.records import record
 
@@ -222,13 +222,21 @@ def _trained(bare: StageEstimate, work: StageWork, facts: PhaseFacts, basis: Bas
             gpu=rates.gpu,
             looking=_looked_at(work, basis, ranks),
             slack=basis.slack,
-            copies=engine.background_saves,
+            copies=_copied(work, facts, engine),
         ),
         sent_step=sends,
         sent_total=sends * steps * ranks,
         checkpoint_bytes=saved,
         weights_bytes=weights,
     )
+
+
+def _copied(work: StageWork, facts: PhaseFacts, engine: EngineConfig) -> Copied:
+    """A phase saves its start and when checkpoints are due, ascent after each pass and each look at kept images as well."""
+    if not engine.background_saves:
+        return "nothing"
+    short = work.steps is not None and work.steps < engine.checkpoint_steps
+    return "start" if short and facts.phase != "forget" else "all"
 
 
 def _reading(work: StageWork, basis: Basis, ranks: int) -> Reading:

@@ -22,7 +22,7 @@ from launch.advice import WORTH, Advice, advise, bound_of, curve
 from launch.cluster import ClusterConfig, StageConfig, read_cluster
 from launch.devices import Device, device_names, read_device
 from launch.estimate import LOOK_BATCH, Basis, Rates, StageEstimate, estimate
-from launch.memory import Slack
+from launch.memory import Slack, forked_bytes
 from launch.plan import Plan, unseen_images
 from launch.rates import measured_rates, measured_slack, table_rates
 from launch.work import Counts, StageWork, unknown_work, work_of
@@ -106,7 +106,7 @@ def look_ahead(config: RunConfig, batch: RequestBatch, plan: Plan, wish: Wish, *
         look = max(_work(spec, config, answer, counts).look for spec in chain_for(config))
         machine = _probe(config, plan, cluster, per_node, look, to_stderr)
     if machine is not None:
-        answer = dataclasses.replace(answer, process_bytes=machine.process_bytes)
+        answer = dataclasses.replace(answer, process_bytes=round(forked_bytes(machine)))
     sight = _Sight(config, cluster, device, machine, answer, per_node, counts)
     waiting = [spec for spec in chain_for(config) if plan.state(spec.name) != "up to date"]
     stages = tuple(sight.stage(spec, sight.nodes(spec)) for spec in waiting)

@@ -287,6 +287,9 @@ class Machine:
     checkpoint_seconds: float
     """Written and hashed, by all ranks."""
     process_bytes: int
+    """Resident in the largest rank, once it had loaded all and had no model."""
+    mapped_bytes: int
+    """Of them, of files that are mapped: programs and libraries."""
     peak_bytes: Mapping[str, int]
     """Samples of a rank, as text -> resident in the largest rank, at its peak in steps of this size and of smaller ones."""
     look: int

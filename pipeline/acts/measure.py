@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import importlib
@@ -91,16 +92,18 @@ def load_all(order: Any) -> None:
 
 
 def resident_bytes(field: str) -> int:
-    """`VmRSS` (now) or `VmHWM` (at its peak) of this process in bytes; 0 where the system does not say."""
+    """`VmRSS` (now), `RssFile` (of it, mapped files) or `VmHWM` (at its peak) of this process in bytes; 0 where the system does not say."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
 
 
 def forget_peak() -> None:
-    """Let `VmHWM` begin anew at what is resident now, where the system can (proc(5), clear_refs)."""
+    """Give freed blocks back and let `VmHWM` begin anew at what is resident now, where the system can: proc(5), clear_refs;
+    malloc_trim(3)."""
     file = Path("/proc/self/clear_refs")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
         file.write_text("5", encoding="ascii")
 
 

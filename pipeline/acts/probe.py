@@ -47,7 +47,7 @@ def run(order: ProbeOrder) -> Machine:
     load = os.getloadavg()[0]
     group = join_group()
     load_all(order)
-    process_bytes = resident_bytes("VmRSS")
+    process_bytes, mapped_bytes = resident_bytes("VmRSS"), resident_bytes("RssFile")
     config = order.config
     torch.manual_seed(0)
     model: ImageModel = component.build("model", config.model)
@@ -65,9 +65,9 @@ def run(order: ProbeOrder) -> Machine:
     )
     start = time.time() - order.started
     stepper = _Stepper(backend, plain_loss(context), shape, group)
-    look_bytes = _looking(backend, context, stepper, order.look)
     first = sum(stepper.step(min(order.samples)))
     taken, peaks = _sweep(stepper, order.samples, group)
+    look_bytes = _looking(backend, context, stepper, order.look)
     written, seconds = _checkpoint(order.folder, backend, group)
     backend.close()
     del backend, model
@@ -85,6 +85,7 @@ def run(order: ProbeOrder) -> Machine:
         checkpoint_bytes=written,
         checkpoint_seconds=seconds,
         process_bytes=max(group.gather(process_bytes)),
+        mapped_bytes=max(group.gather(mapped_bytes)),
         peak_bytes={str(samples): max(group.gather(peak)) for samples, peak in peaks.items()},
         look=order.look,
         look_bytes=max(group.gather(look_bytes)),
@@ -140,8 +141,8 @@ class _Stepper:
 
 
 def _looking(backend: Backend, context: LossContext, stepper: _Stepper, samples: int) -> int:
-    """Bytes that measuring the losses of so many images takes, without gradient, at its peak. Before the first step, whose freed
-    blocks would hide it."""
+    """Bytes that measuring the losses of so many images takes, without gradient, at its peak. What steps have freed, and would hide
+    it, goes back to the system first."""
     batch = stepper.batch(samples)
     forget_peak()
     held = resident_bytes("VmRSS")

@@ -113,3 +113,25 @@ def test_checkpoints_by_stage() -> None:
     # Bytes a parameter of all ranks together: weights 4 or 2, masters 4, moments 8.
     assert [checkpoint_bytes(10, 10, zero, "fp32") for zero in range(4)] == [120, 160, 160, 120]
     assert [checkpoint_bytes(10, 10, zero, "bf16") for zero in range(4)] == [140, 140, 140, 120]
+
+
+@pytest.mark.parametrize(
+    ("phase", "steps", "background", "copied"),
+    [
+        ("train", 49, True, "start"),  # a checkpoint is due at step 50
+        ("train", 50, True, "all"),
+        ("train", None, True, "all"),  # who knows
+        ("forget", 49, True, "all"),  # after each pass
+        ("train", 50, False, "nothing"),
+    ],
+)
+def test_a_short_phase_copies_its_start_alone(phase: str, steps: int | None, background: bool, copied: str) -> None:
+    config = resolve("demo", ["engine.checkpoint_steps=50", f"engine.background_saves={str(background).lower()}"])
+    rates = dataclasses.replace(RATES, gpu=False)
+    work = dataclasses.replace(WORK, facts=dataclasses.replace(FACTS, phase=phase), steps=steps)
+    memory = at(1, 1, dataclasses.replace(BASIS, config=config, rates=rates), work).memory
+    assert memory is not None
+    moments, rest = 8 * FACTS.trained, 4 * FACTS.trained + 4 * FACTS.parameters
+    expected = {"nothing": 0, "start": rest, "all": rest + moments}[copied]
+    found = memory.parts.get("copy for checkpoints", 0)
+    assert found == pytest.approx(expected)

@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from launch.memory import Layout, Memory, Reading, Slack, memory_of, states
-from tests.support.planning import FACTS
+from launch.memory import Layout, Memory, Reading, Slack, forked_bytes, memory_of, states
+from tests.support.planning import FACTS, MACHINE
 
 NO_IMAGES = Reading(cache=0.0, ahead=0.0)
 
@@ -63,17 +63,21 @@ def test_on_a_cpu_stages_1_and_2_by_hand(precision: str, bytes_each: float) -> N
 def test_parts_beside_the_model_are_added() -> None:
     plain = at(1, 2, samples=1000.0).total
     full = at(1, 2, samples=1000.0, reading=Reading(cache=10.0, ahead=20.0), process=100.0, slack=Slack(extra=7.0)).total
-    assert full == plain + 137
+    assert full == plain + 137, "in steps"
     doubled = at(1, 2, samples=1000.0, slack=Slack(factor=2.0))
     assert doubled.total - plain == FACTS.activations.at(1000.0)
 
 
-@pytest.mark.parametrize(("zero", "bytes_each"), [(0, 12), (1, 10), (2, 10), (3, 6)])
-def test_a_copy_for_checkpoints_is_held_beside_all_else(zero: int, bytes_each: int) -> None:
-    # Two ranks in fp32: masters and moments, over the ranks from stage 1 on; weights 4, unless they are partitioned themselves.
-    alone, both = (at(zero, 2, samples=1000.0, publishing=False, copies=copies).total for copies in (False, True))
-    assert both - alone == pytest.approx(bytes_each * FACTS.trained)
-    assert "copy for checkpoints" not in at(zero, 2, gpu=True, copies=True).parts
+@pytest.mark.parametrize(("zero", "start", "later"), [(0, 4, 12), (1, 6, 10), (2, 6, 10), (3, 2, 6)])
+def test_a_copy_for_checkpoints_is_held_beside_all_else(zero: int, start: int, later: int) -> None:
+    # Two ranks in fp32: masters and, once there are any, moments, over the ranks from stage 1 on; weights 4, unless they are
+    # partitioned themselves.
+    alone = at(zero, 2, samples=1000.0, publishing=False).total
+    for copies, bytes_each in (("start", start), ("all", later)):
+        assert at(zero, 2, samples=1000.0, publishing=False, copies=copies).total - alone == pytest.approx(
+            bytes_each * FACTS.trained
+        )
+        assert "copy for checkpoints" not in at(zero, 2, gpu=True, copies=copies).parts
 
 
 def test_a_companion_is_held_whole_by_every_rank() -> None:
@@ -90,3 +94,16 @@ def test_on_a_gpu_the_bucket_is_a_part_of_the_model_at_stage_3_and_as_large_as_t
     assert memory.parts["buckets"] == 2 * FACTS.trained + 2 * FACTS.trained
     assert at(3, 8, "bf16", gpu=True).parts["buckets"] == 2 * 2 * 2 * max(FACTS.largest, FACTS.trained // 4)
     assert "process" not in memory.parts
+
+
+def test_what_steps_take_beyond_the_parts_is_not_added_to_a_look_at_losses() -> None:
+    # The look was measured as a whole, so it is the peak only where it takes more than steps with all that was found in them.
+    given = {"samples": 1.0, "looking": 1e9, "publishing": False}
+    assert at(1, 2, **given).total == at(1, 2, slack=Slack(extra=1e6), **given).total
+    assert at(1, 2, slack=Slack(extra=2e9), **given).moment != "looking"
+
+
+def test_a_forked_stage_counts_the_files_that_it_looks_at_itself() -> None:
+    here = dataclasses.replace(MACHINE, process_bytes=500, mapped_bytes=240)
+    assert forked_bytes(here) == pytest.approx(500 - 160)
+    assert forked_bytes(dataclasses.replace(here, mapped_bytes=0)) == 500

@@ -79,7 +79,7 @@ def test_this_machine_is_probed_with_the_ranks_of_a_node(run_file: str, asked: d
     assert asked["probe"]["sample_bytes"] == 0  # nothing is indexed
     assert asked["probe machine"].ranks == 2
     assert found.machine == MACHINE
-    assert found.answer.process_bytes == MACHINE.process_bytes
+    assert found.answer.process_bytes == 300_000_000, "of a stage that is forked"
 
 
 def test_a_single_sample_a_rank_is_probed_beside_two(run_file: str, asked: dict[str, Any]) -> None:

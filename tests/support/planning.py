@@ -57,6 +57,7 @@ MACHINE = Machine(
     checkpoint_bytes=20_000_000,
     checkpoint_seconds=0.1,
     process_bytes=400_000_000,
+    mapped_bytes=150_000_000,
     peak_bytes={"16": 500_000_000, "32": 540_000_000},
     look=100,
     look_bytes=12_000_000,

@@ -58,4 +58,5 @@ def test_a_probe_takes_all_times(tmp_path: Path, ranks: int, zero: int) -> None:
     assert 0 < machine.decode_seconds < 1
     assert machine.checkpoint_bytes > 0
     assert machine.peak_bytes["8"] >= machine.peak_bytes["4"] > machine.process_bytes > 50_000_000
+    assert machine.process_bytes > machine.mapped_bytes > 10_000_000
     assert not list((tmp_path / "scratch").rglob("*.pt"))
