@@ -9,7 +9,6 @@ library's allocator keeps of freed blocks, on a machine without GPU, was measure
 from __future__ import annotations
 
 from collections.abc import Mapping
-
 from typing import Literal
 
 from pipeline.orders import Machine, PhaseFacts

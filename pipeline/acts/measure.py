@@ -92,7 +92,8 @@ def load_all(order: Any) -> None:
 
 
 def resident_bytes(field: str) -> int:
-    """`VmRSS` (now), `RssFile` (of it, mapped files) or `VmHWM` (at its peak) of this process in bytes; 0 where the system does not say."""
+    """`VmRSS` (now), `RssFile` (of it, mapped files) or `VmHWM` (at its peak) of this process in bytes; 0 where the system
+    does not say."""
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

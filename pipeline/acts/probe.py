@@ -141,8 +141,8 @@ class _Stepper:
 
 
 def _looking(backend: Backend, context: LossContext, stepper: _Stepper, samples: int) -> int:
-    """Bytes that measuring the losses of so many images takes, without gradient, at its peak. What steps have freed, and would hide
-    it, goes back to the system first."""
+    """Bytes that measuring the losses of so many images takes, without gradient, at its peak. What steps have freed, and would
+    hide it, goes back to the system first."""
     batch = stepper.batch(samples)
     forget_peak()
     held = resident_bytes("VmRSS")
