@@ -235,8 +235,10 @@ def _copied(work: StageWork, facts: PhaseFacts, engine: EngineConfig) -> Copied:
     """A phase saves its start and when checkpoints are due, ascent after each pass and each look at kept images as well."""
     if not engine.background_saves:
         return "nothing"
-    short = work.steps is not None and work.steps < engine.checkpoint_steps
-    return "start" if short and facts.phase != "forget" else "all"
+    due = engine.checkpoint_steps
+    if facts.phase == "forget":
+        due = min(due, facts.probe_steps or due, (work.steps or due) // (facts.passes or 1))
+    return "start" if work.steps is not None and work.steps <= due else "all"
 
 
 def _reading(work: StageWork, basis: Basis, ranks: int) -> Reading:

@@ -17,7 +17,8 @@ from pipeline.records import record
 __all__ = ["Copied", "Layout", "Memory", "Reading", "Slack", "forked_bytes", "memory_of", "states"]
 
 Copied = Literal["nothing", "start", "all"]
-"""What is copied in memory for checkpoints in the background: of a short phase its start alone, which has no moments yet."""
+"""What is copied in memory for checkpoints in the background: of a short phase, while it takes steps, its start alone, which has no
+moments yet."""
 
 BUCKET = 500_000_000
 """Elements of DeepSpeed's buckets, at most (`pipeline.engine.backend`)."""
@@ -115,8 +116,7 @@ def memory_of(
         gpu: memory of the GPU is meant, not of the machine.
     """
     held = states(facts, layout)
-    copied = held["masters"] + (held["weights"] if layout.zero < 3 else 0.0)  # on rank 0, which writes weights
-    copied += held["moments"] if copies == "all" else 0.0
+    copied, later = held["masters"] + (held["weights"] if layout.zero < 3 else 0.0), held["moments"]  # on rank 0, writing weights
     held["teachers and shadows"] = 4.0 * facts.parameters * facts.companions
     held["buffers"] = float(facts.buffer_bytes)
     moments = (_on_gpu if gpu else _on_cpu)(facts, held, layout)
@@ -129,7 +129,9 @@ def memory_of(
         held["process"] = process
         for moment in ("backward", "update"):  # found in steps; what measuring losses takes was measured as a whole
             moments[moment]["extra"] = slack.extra
-        held["copy for checkpoints"] = 0.0 if copies == "nothing" else copied
+        held["copy for checkpoints"] = {"nothing": 0.0, "start": copied, "all": copied + later}[copies]
+        if copies == "start" and publishing:  # the end may be saved as well
+            moments["weights"]["copy of moments"] = later
         held["frozen weights, kept exact"] = 4.0 * (facts.parameters - facts.trained)
     peaks = [Memory(moment=name, parts=_without_zeros({**held, **more})) for name, more in moments.items()]
     return max(peaks, key=lambda memory: memory.total)

@@ -116,19 +116,25 @@ def test_checkpoints_by_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "steps", "background", "copied"),
+    ("phase", "steps", "probes", "passes", "background", "copied"),
     [
-        ("train", 49, True, "start"),  # a checkpoint is due at step 50
-        ("train", 50, True, "all"),
-        ("train", None, True, "all"),  # who knows
-        ("forget", 49, True, "all"),  # after each pass
-        ("train", 50, False, "nothing"),
+        ("train", 50, 0, 1, True, "start"),  # the checkpoint that is due then comes after the last step
+        ("train", 51, 0, 1, True, "all"),
+        ("train", None, 0, 1, True, "all"),  # who knows
+        ("forget", 40, 0, 1, True, "start"),
+        ("forget", 40, 0, 2, True, "all"),  # after the first pass
+        ("forget", 40, 8, 1, True, "all"),  # after a look at kept images
+        ("train", 51, 0, 1, False, "nothing"),
     ],
 )
-def test_a_short_phase_copies_its_start_alone(phase: str, steps: int | None, background: bool, copied: str) -> None:
+def test_a_short_phase_copies_its_start_alone(
+    phase: str, steps: int | None, probes: int, passes: int, background: bool, copied: str
+) -> None:
     config = resolve("demo", ["engine.checkpoint_steps=50", f"engine.background_saves={str(background).lower()}"])
     rates = dataclasses.replace(RATES, gpu=False)
-    work = dataclasses.replace(WORK, facts=dataclasses.replace(FACTS, phase=phase), steps=steps)
+    work = dataclasses.replace(
+        WORK, facts=dataclasses.replace(FACTS, phase=phase, probe_steps=probes, passes=passes), steps=steps
+    )
     memory = at(1, 1, dataclasses.replace(BASIS, config=config, rates=rates), work).memory
     assert memory is not None
     moments, rest = 8 * FACTS.trained, 4 * FACTS.trained + 4 * FACTS.parameters
