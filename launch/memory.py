@@ -17,8 +17,8 @@ from pipeline.records import record
 __all__ = ["Copied", "Layout", "Memory", "Reading", "Slack", "forked_bytes", "memory_of", "states"]
 
 Copied = Literal["nothing", "start", "all"]
-"""What is copied in memory for checkpoints in the background: of a short phase, while it takes steps, its start alone, which has no
-moments yet."""
+"""What is copied in memory for checkpoints in the background: of a short phase, while it takes steps, the start alone, without
+moments."""
 
 BUCKET = 500_000_000
 """Elements of DeepSpeed's buckets, at most (`pipeline.engine.backend`)."""
@@ -125,6 +125,10 @@ def memory_of(
         moments.pop("weights", None)
     moments["looking"] = {"activations": slack.forward * looking}
     if not gpu:
+        # Weights are read into blocks of their own, the model's and its companions', in which activations find room later.
+        read = 4.0 * facts.parameters * (facts.companions + (facts.phase != "train"))
+        for more in moments.values():
+            more["blocks of read weights"] = max(0.0, read - more.get("activations", 0.0))
         held["images"] = reading.cache + reading.ahead
         held["process"] = process
         for moment in ("backward", "update"):  # found in steps; what measuring losses takes was measured as a whole
@@ -161,9 +165,7 @@ def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
         held["masters"] = 4 * part if width == 2 else 0.0  # or they are the weights
     else:
         held.pop("gradients")
-    # Weights are read into blocks of their own, the model's and its companions'.
-    loaded = 4 * facts.parameters * (facts.companions + (facts.phase != "train"))
-    held["freed blocks"] = KEPT[precision][zero] * 4 * moving + loaded
+    held["freed blocks"] = KEPT[precision][zero] * 4 * moving
     copies = width * min(moving, BUCKET)  # the flat copy that is reduced, and the bucket it is made from
     update = (8 if flat and width == 4 else 12) * part  # AdamW's two temporaries, and this rank's gradients in fp32
     update += 0 if zero else 8 * facts.largest

@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from launch.memory import Layout, Memory, Reading, Slack, forked_bytes, memory_of, states
+from pipeline.orders import Linear
 from tests.support.planning import FACTS, MACHINE
 
 NO_IMAGES = Reading(cache=0.0, ahead=0.0)
@@ -107,3 +108,15 @@ def test_a_forked_stage_counts_the_files_that_it_looks_at_itself() -> None:
     here = dataclasses.replace(MACHINE, process_bytes=500, mapped_bytes=240)
     assert forked_bytes(here) == pytest.approx(500 - 160)
     assert forked_bytes(dataclasses.replace(here, mapped_bytes=0)) == 500
+
+
+def test_weights_are_read_into_blocks_that_activations_use_again() -> None:
+    layout = Layout(zero=1, precision="fp32", ranks=2)
+
+    def total(phase: str, samples: float) -> float:
+        facts = dataclasses.replace(FACTS, phase=phase, activations=Linear(fixed=0.0, each=1e6))
+        return memory_of(facts, layout, samples=samples, reading=NO_IMAGES, process=0.0, gpu=False, publishing=False).total
+
+    read = 4 * FACTS.parameters
+    assert total("retain", 1000.0) == total("train", 1000.0), "there is room in 1 GB of activations"
+    assert total("retain", 0.0) - total("train", 0.0) == read
