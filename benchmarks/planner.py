@@ -31,6 +31,7 @@ from harness import machine, table
 from published import rows as published_rows
 
 from launch.acts import carry_out, index_order
+from launch.endings import WorkerError
 from launch.outlook import Outlook, Wish, look_ahead
 from launch.plan import forecast, make_plan
 from pipeline.config import read_batch, resolve
@@ -175,7 +176,10 @@ def main() -> None:
             for _ in range(given.rounds):
                 with tempfile.TemporaryDirectory() as temporary:
                     file = _run_file(Path(temporary), model, ranks, given.zero, given.precision)
-                    outlook = _foreseen(file)
+                    try:
+                        outlook = _foreseen(file)
+                    except WorkerError as fault:
+                        sys.exit(f"{fault}\n{fault.output}")
                     rounds.append((outlook, _taken(file, watch)))
                     loads += [outlook.machine.load if outlook.machine else 0.0, os.getloadavg()[0] - ranks]
             for stage in STAGES:

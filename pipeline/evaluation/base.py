@@ -1,7 +1,7 @@
 """Figures with seeded bootstrap intervals: of a mean, of a paired ratio, of a Kolmogorov-Smirnov distance, of an AUC.
 
-A resample is drawn as counts (how often each image was picked), so that all resamples of a figure are a few array
-operations. Every figure has its own generator, made from the run's seed and the figure's name: adding or removing a
+A resample of a distance is drawn as counts (how often each image was picked), so that all resamples of a figure are a few
+array operations. Every figure has its own generator, made from the run's seed and the figure's name: adding or removing a
 figure changes no other. Percentile intervals: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 """
 
@@ -67,22 +67,27 @@ class Resampling:
     def _generator(self, label: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, int.from_bytes(hashlib.sha256(label.encode()).digest()[:8], "big")])
 
-    def _counts(self, label: str, *sizes: int) -> Iterator[list[Counts]]:
-        """Blocks of resamples: for each sample size n, counts int64 [block, n] whose rows sum to n."""
+    def _picks(self, label: str, *sizes: int) -> Iterator[list[Counts]]:
+        """Blocks of resamples: for each sample size n, the places that were picked, int64 [block, n]."""
         generator, done = self._generator(label), 0
         while done < self.resamples:
             block = min(self.resamples - done, max(1, BLOCK // max(sizes)))
-            yield [_draw(generator, block, num) for num in sizes]
+            yield [generator.integers(0, num, size=(block, num)) for num in sizes]
             done += block
+
+    def _counts(self, label: str, *sizes: int) -> Iterator[list[Counts]]:
+        """The same resamples as counts int64 [block, n], whose rows sum to n."""
+        for picks in self._picks(label, *sizes):
+            yield [_counted(item, num) for item, num in zip(picks, sizes, strict=True)]
 
     def mean(self, values: Floats, label: str) -> Interval:
         """Mean of [N] values, N at least 1, resampled over the images."""
-        draws = [counts @ values / len(values) for (counts,) in self._counts(label, len(values))]
+        draws = [values[picks].mean(axis=1) for (picks,) in self._picks(label, len(values))]
         return self._interval(float(values.mean()), draws)
 
     def ratio(self, above: Floats, below: Floats, label: str) -> Interval:
         """mean(above) / mean(below) of two [N] arrays that belong to the same images, which are resampled together."""
-        draws = [(counts @ above) / (counts @ below) for (counts,) in self._counts(label, len(above))]
+        draws = [above[picks].mean(axis=1) / below[picks].mean(axis=1) for (picks,) in self._picks(label, len(above))]
         return self._interval(float(above.mean() / below.mean()), draws)
 
     def paired(self, first: Floats, second: Floats, statistic: Statistic, label: str) -> Interval:
@@ -134,9 +139,10 @@ def pool(first: Floats, second: Floats) -> Pool:
     return Pool(order=order, starts=np.flatnonzero(fresh))
 
 
-def _draw(generator: np.random.Generator, block: int, num: int) -> Counts:
-    picks = generator.integers(0, num, size=(block, num)) + np.arange(block)[:, None] * num
-    return np.bincount(picks.ravel(), minlength=block * num).reshape(block, num)
+def _counted(picks: Counts, num: int) -> Counts:
+    block = len(picks)
+    places = picks + np.arange(block)[:, None] * num
+    return np.bincount(places.ravel(), minlength=block * num).reshape(block, num)
 
 
 def _once(statistic: Statistic, first: Floats, second: Floats, places: Pool) -> float:
