@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -73,10 +74,20 @@ def asked(run: CutRun, rank: int, world: int, monkeypatch: pytest.MonkeyPatch) -
         try:
             for step in range(STEPS):
                 stream.count(stream.batch(step))
+            _settled(reader, count)
         finally:
             stream.close()
             reader.close()
     return count
+
+
+def _settled(reader: ImageReader, count: collections.Counter[str]) -> None:
+    """Wait until what is read ahead has come: how much of it has when the last batch is there says how busy the machine is."""
+    quiet, before = 0, collections.Counter(count)
+    while quiet < 5:
+        time.sleep(0.05)
+        fetched = all(piece.waiting is None for piece in tuple(reader.shards._open))
+        quiet, before = quiet + 1 if fetched and count == before else 0, collections.Counter(count)
 
 
 def test_requests_and_metadata_of_a_rank_stay_flat_and_its_images_become_fewer(
