@@ -167,8 +167,7 @@ def _on_cpu(facts: PhaseFacts, held: dict[str, float], layout: Layout) -> dict[s
         held.pop("gradients")
     held["freed blocks"] = KEPT[precision][zero] * 4 * moving
     copies = width * min(moving, BUCKET)  # the flat copy that is reduced, and the bucket it is made from
-    update = (8 if flat and width == 4 else 12) * part  # AdamW's two temporaries, and this rank's gradients in fp32
-    update += 0 if zero else 8 * facts.largest
+    update = 0.0 if flat and width == 4 else 4 * part  # this rank's gradients in fp32; AdamW's step is fused
     whole = 4 * facts.parameters
     return {
         "backward": {"buckets": 0.0 if flat else copies if zero == 0 else 2 * copies},

@@ -49,16 +49,20 @@ def test_the_largest_moment_is_named() -> None:
     assert at(1, 1, samples=1000.0).moment == "backward"
     assert at(1, 1, looking=1e10).moment == "looking"
     assert at(1, 2, samples=0.0).moment == "weights"
-    assert at(1, 2, samples=0.0, publishing=False).moment == "update"
+    assert at(1, 2, "bf16", samples=0.0, publishing=False).moment == "update"
+    assert at(1, 2, samples=0.0, publishing=False).moment == "backward", "the update takes nothing more"
     assert at(3, 2, samples=0.0, publishing=False).moment == "backward"
 
 
-@pytest.mark.parametrize(("precision", "bytes_each"), [("fp32", (4 + 0 + 4) + 4 + 4 + 4), ("bf16", (2 + 2 + 4) + 2 + 6 + 6)])
-def test_on_a_cpu_stages_1_and_2_by_hand(precision: str, bytes_each: float) -> None:
-    # Weights, masters and moments of two ranks; gradients; the update's temporaries; freed blocks.
+@pytest.mark.parametrize(
+    ("precision", "moment", "bytes_each"),
+    [("fp32", "backward", (4 + 0 + 4) + 4 + 4), ("bf16", "update", (2 + 2 + 4) + 2 + 2 + 6)],
+)
+def test_on_a_cpu_stages_1_and_2_by_hand(precision: str, moment: str, bytes_each: float) -> None:
+    # Weights, masters and moments of two ranks; gradients; in bf16 this rank's gradients in fp32; freed blocks.
     for zero in (1, 2):
         memory = at(zero, 2, precision, samples=0.0, publishing=False)
-        assert (memory.moment, memory.total) == ("update", bytes_each * FACTS.trained)
+        assert (memory.moment, memory.total) == (moment, bytes_each * FACTS.trained)
 
 
 def test_parts_beside_the_model_are_added() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ ENGINES = {
 THREE = ("li_et_al", "salun", "scrub")  # frozen modules; hooks on gradients; a teacher beside the student
 ASCENT = {"component": "decouple", "forget": {"optimizer": "ascent", "learning_rate": 0.5, "ball": 0.4, "step_noise": 1e-4}}
 BACK = "slice 1 of 2 already holds forgotten images: retrained from random weights"
+NEAR, OTHER_SEEDS = ("li_et_al", "salun", "eps_constrained"), (1, 2)
 OF_ENGINE = {"zero2": THREE, "zero3": THREE, "bf16": (*THREE, "eps_constrained"), "bf16zero3": ("li_et_al",)}
 
 
@@ -71,6 +73,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, engine in ENGINES.items():
         chosen = {method: SECTIONS[method] for method in OF_ENGINE[name]} | ({"ascent": ASCENT} if name == "zero2" else {})
         found[name] = prepare(place, name=name, original=original, engine=engine, methods=chosen)
+    for seed in OTHER_SEEDS:
+        chosen = {method: SECTIONS[method] for method in NEAR}
+        alike: dict[str, Any] = {"seed": seed, "methods": chosen}
+        found[f"all.{seed}"] = prepare(place, name=f"all.{seed}", train={"slices": 2}, **alike)
+        original = f"{found[f'all.{seed}']}/checkpoints/original/model.safetensors"
+        found[f"bf16.{seed}"] = prepare(place, name=f"bf16.{seed}", original=original, engine=ENGINES["bf16"], **alike)
+    original = f"{found['all']}/checkpoints/original/model.safetensors"
     chosen = {"eps_constrained": JOINT}
     refused = prepare(place, name="refused", original=original, engine={"zero_stage": 3}, methods=chosen)
     found["refusal"] = run_distributed(_carry_out, 2, list(found.values()), refused)
@@ -157,13 +166,24 @@ def test_frozen_weights_come_out_bit_for_bit(runs: dict[str, Any], engine: str) 
 
 
 @pytest.mark.parametrize("method", OF_ENGINE["bf16"])
-def test_bf16_goes_where_fp32_goes(runs: dict[str, Any], method: str) -> None:
-    original = _flat(_weights(runs["all"], name="original"))
-    plain, weights = (_flat(_weights(runs[engine], method)) for engine in ("all", "bf16"))
+def test_bf16_moves_the_original_to_finite_weights(runs: dict[str, Any], method: str) -> None:
+    original, weights = _flat(_weights(runs["all"], name="original")), _flat(_weights(runs["bf16"], method))
     assert weights.dtype == torch.float32 and torch.isfinite(weights).all()
-    moved, drift = float((weights - original).norm()), float((weights - plain).norm())
-    # From beside its teacher SCRUB's student may leave in any direction, and rounding has a say in which.
-    assert moved > 0.1 and (method == "scrub" or drift < 0.2 * moved), f"moved {moved:.3g}, apart {drift:.3g}"
+    assert float((weights - original).norm()) > 0.1
+
+
+@pytest.mark.parametrize("method", NEAR)
+def test_bf16_goes_where_fp32_goes(runs: dict[str, Any], method: str) -> None:
+    """By the median of three seeds: a single one depends on how the original happened to be rounded.
+
+    SCRUB is not among them: from beside its teacher its student may leave in any direction, and rounding has a say in which.
+    """
+    apart = []
+    for seed in ("", *(f".{seed}" for seed in OTHER_SEEDS)):
+        original = _flat(_weights(runs[f"all{seed}"], name="original"))
+        plain, weights = (_flat(_weights(runs[f"{engine}{seed}"], method)) for engine in ("all", "bf16"))
+        apart.append(float((weights - plain).norm() / (weights - original).norm()))
+    assert statistics.median(apart) < 0.2, apart
 
 
 @pytest.mark.parametrize("engine", ["all", *(engine for engine in ENGINES if "salun" in OF_ENGINE[engine])])
