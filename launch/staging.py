@@ -49,10 +49,13 @@ def _make(beside: str) -> tuple[str, int]:
     """A new folder and the lock on it."""
     while True:
         stage = tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=beside)
-        handle = os.open(stage, os.O_RDONLY)
+        # Another one may take it for abandoned at any moment before it is locked.
+        try:
+            handle = os.open(stage, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another one may have taken it for abandoned in the moment before.
             if os.path.samestat(os.stat(stage), os.fstat(handle)):
                 os.chmod(stage, 0o755)  # noqa: S103 as the folder of any other file here
                 return stage, handle
