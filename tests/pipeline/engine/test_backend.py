@@ -213,6 +213,26 @@ def test_result_does_not_depend_on_the_number_of_ranks() -> None:
         assert torch.allclose(one[key], two[key], atol=2e-4), key
 
 
+def _taken_by_a_step(stage: int) -> tuple[int, int]:
+    """Bytes that a second step takes beside what is held, at most; and bytes of the weights."""
+    backend = _backend(stage, "fp32")
+    _steps(backend, 0, 1)
+    images, region = torch.rand(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    backend.backward(backend.model(images, images, ~region, torch.zeros(3, dtype=torch.int64)).sum())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        backend.step(1)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    taken = [0, *itertools.accumulate(event.nbytes() for event in events)]
+    return max(taken), 4 * sum(weight.numel() for weight in backend.model.parameters())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_step_of_adamw_on_a_cpu_has_no_temporaries(stage: int) -> None:
+    for taken, weights in run_distributed(_taken_by_a_step, 2, stage):
+        assert taken < 0.1 * weights, f"{taken} bytes of {weights}"
+
+
 def test_rate_rises_then_falls_to_nothing() -> None:
     optimizer = OptimizerConfig(learning_rate=2.0, steps=100, warmup_steps=10)
     rates = [optimizer.rate(step) for step in range(100)]
