@@ -143,15 +143,16 @@ class Backend:
             },
             "steps_per_print": 2**31,
         }
+        # One pass instead of eight, without temporaries. Not on GPUs: there it wants its count of steps in their memory, where a
+        # universal checkpoint of DeepSpeed does not put it.
+        self._fused = on_cpu or None
         self._steps = steps(moving) if steps else None
         moves = self._steps or torch.optim.AdamW(
             moving,
             lr=optimizer.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=optimizer.weight_decay,
-            # One pass instead of eight, without temporaries. Not on GPUs: there it wants its count of steps in their memory,
-            # where a universal checkpoint of DeepSpeed does not put it.
-            fused=on_cpu or None,
+            fused=self._fused,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -211,6 +212,8 @@ class Backend:
         """Clip and move the weights with the learning rate of 0-based `step`."""
         for parameters in self.engine.optimizer.param_groups:
             parameters["lr"] = self._optimizer.rate(step)
+            if not self._steps:  # a checkpoint brings what suited the device that it was written on
+                parameters["fused"] = self._fused
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine.step()
