@@ -43,7 +43,7 @@ class Setting:
 SETTINGS = (
     Setting("clip", False, False, 4 + 8 + 4),
     Setting("clip, noise", True, False, 4 + 8 + 4),
-    Setting("clip, noise, ball, bf16 copy", True, True, 4 + 12 + 4 + 2 + 8 + 4 + 2),
+    Setting("clip, noise, ball, bf16 copy", True, True, 4 + 12 + 4 + 8 + 4 + 2),
 )
 
 
@@ -118,10 +118,10 @@ def fused(v: Vectors, setting: Setting, cipher: Any = "philox") -> None:
     kernels = choose(v.p.device)
     pull = -RATE * min(1.0, CLIP / math.sqrt(float(kernels.square(v.g, start=0))))
     draw = Draw(cipher, bytes(32 if cipher == "chacha20" else 8), 1) if setting.noise else None
-    options: dict[str, Any] = {"start": 0, "anchor": v.a if setting.ball else None, "copy": v.q if setting.ball else None}
+    options: dict[str, Any] = {"start": 0, "anchor": v.a if setting.ball else None}
     sums = kernels.move(v.p, v.g, pull=pull, scale=NOISE, draw=draw, **options)
-    if setting.ball:
-        kernels.project(v.p, factor=min(1.0, RADIUS / math.sqrt(float(sums[2]))), **options)
+    if setting.ball:  # it binds at each step, so the last pass alone writes the copy
+        kernels.project(v.p, copy=v.q, factor=min(1.0, RADIUS / math.sqrt(float(sums[2]))), **options)
 
 
 def secret(v: Vectors, setting: Setting) -> None:

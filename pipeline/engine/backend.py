@@ -158,7 +158,7 @@ class Backend:
             warnings.simplefilter("ignore")
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=moves, config=settings, dist_init_required=False)
         if flat:
-            self._bad = FlatSteps(self.engine.optimizer, group, 0.0 if steps else optimizer.clip).bad
+            self._bad = FlatSteps(self.engine.optimizer, group, optimizer.clip, self._steps).bad
         self._restore_masters(exact)
         self._held: list[tuple[Any, str]] = []
         self._copies = Copies()

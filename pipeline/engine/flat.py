@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.engine.distributed import ProcessGroup
+from pipeline.engine.fused import FusedSteps, Lent
 
 PIECE = 1 << 20
 """Elements that are received at once before they are added: so few stay in the processor's cache."""
@@ -31,10 +32,11 @@ class FlatSteps:
             the ranks. The gradients take over that layout.
         group: of all ranks; gradients are averaged over them.
         clip: largest length of the gradient of the whole vector; 0: any, and the length is not measured.
+        steps: of our own, which read the blocks as they are, do their own clipping and round the weights; None: the optimizer's.
     """
 
-    def __init__(self, zero: Any, group: ProcessGroup, clip: float) -> None:
-        self._zero, self._group, self._clip = zero, group, clip
+    def __init__(self, zero: Any, group: ProcessGroup, clip: float, steps: FusedSteps | None = None) -> None:
+        self._zero, self._group, self._clip, self._own = zero, group, clip, steps
         self._blocks: list[Tensor] = []
         self._places: dict[nn.Parameter, Tensor] = {}
         self._known: set[nn.Parameter] = set()
@@ -91,7 +93,17 @@ class FlatSteps:
         """Raises FloatingPointError where the gradient has no finite length; nothing was moved."""
         zero, rank = self._zero, self._group.rank
         gradients = [block.chunk(self._group.world_size)[rank] for block in self._blocks]
-        factor = self._shortened(gradients) / self._group.world_size
+        if self._own is not None:
+            rows = zip(self._parts, zero.single_partition_of_fp32_groups, gradients, strict=True)
+            lent = {m: Lent(g, w if w.data_ptr() != m.data_ptr() else None) for w, m, g in rows}
+            self._own.take(lent, 1 / self._group.world_size)
+        else:
+            self._move(gradients)
+        for parts in zero.parallel_partitioned_bit16_groups:
+            self._give(parts)
+
+    def _move(self, gradients: list[Tensor]) -> None:
+        zero, factor = self._zero, self._shortened(gradients) / self._group.world_size
         for index, (weights, gradient) in enumerate(zip(self._parts, gradients, strict=True)):
             master = zero.single_partition_of_fp32_groups[index]
             master.grad = gradient.to(master.dtype)
@@ -101,8 +113,6 @@ class FlatSteps:
             master.grad = None
             if weights.data_ptr() != master.data_ptr():
                 weights.copy_(master)
-        for parts in zero.parallel_partitioned_bit16_groups:
-            self._give(parts)
 
     def _shortened(self, gradients: list[Tensor]) -> float:
         if not self._clip:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pipeline.engine.layout import Piece, Run, runs_of
 from pipeline.kernels.counter import Draw
 from pipeline.kernels.reference import Kernels
 
-__all__ = ["INSIDE", "FusedAscent", "FusedSteps", "Rule"]
+__all__ = ["INSIDE", "FusedAscent", "FusedSteps", "Lent", "Rule"]
 
 INSIDE = 1 - 1e-5
 """Lengths are brought to so much of their bound, so that rounding to fp32 does not carry them over it."""
@@ -39,6 +39,16 @@ class Rule:
     start: float | None = None
     ball: float | None = None
     draw: Callable[[int], Draw | None] = lambda step: None
+
+
+class Lent(NamedTuple):
+    """What a step works on beside an owner's masters, laid out as they are.
+
+    gradient: fp32 or bf16; None: there is none · copy: bf16, will be the rounded masters; None: nobody wants them rounded
+    """
+
+    gradient: Tensor | None
+    copy: Tensor | None = None
 
 
 class FusedSteps(torch.optim.Optimizer):
@@ -69,6 +79,7 @@ class FusedSteps(torch.optim.Optimizer):
         self._owners: list[Tensor] = []
         self._anchors: list[Tensor | None] = []
         self._counts = True
+        self._bound = False  # whether the ball did in the last step
         self.tally: dict[str, float] = {}
         """Measured so far, over all ranks. steps · dimension: places of the vector · start_norm: distance of the start from the
         anchor · step_norm: longest step, noise apart · noise_low, noise_high: least and largest mean square of a step's noise, in
@@ -104,9 +115,17 @@ class FusedSteps(torch.optim.Optimizer):
         finally:
             self.state.clear()
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step by the owners' own gradients; see `take`."""
+        self.take({owner: Lent(owner.grad) for owner in self._owners})
+
+    @torch.no_grad()
+    def take(self, lent: Mapping[Tensor, Lent], factor: float = 1.0) -> None:
         """One step; every rank must call.
+
+        Args:
+            lent: by owner.
+            factor: the gradient is so many times what is lent.
 
         Raises:
             FloatingPointError: a gradient is not finite; nothing was moved.
@@ -114,7 +133,7 @@ class FusedSteps(torch.optim.Optimizer):
         if self._runs is None:
             return
         rule, done = self._rule, int(self.tally.get("steps", 0))
-        gradients = [run.gradient() for run in self._runs]
+        gradients = [_readable(run, lent[run.owner].gradient) for run in self._runs]
         pairs = zip(self._runs, gradients, strict=True)
         (square,) = self._total(1, (self._kernels.square(g, start=run.start)[None] for run, g in pairs if g is not None))
         if not math.isfinite(square):
@@ -123,18 +142,27 @@ class FusedSteps(torch.optim.Optimizer):
             self.tally["start_norm"] = self._draw_in(rule.start)
         draw = rule.draw(done) if rule.noise else None
         numbers: dict[str, Any] = {"rho": rule.rho, "scale": rule.noise, "draw": draw}
-        numbers["pull"] = -rule.pull(math.sqrt(square), float(self.param_groups[0]["lr"]))
+        numbers["pull"] = -factor * rule.pull(factor * math.sqrt(square), float(self.param_groups[0]["lr"]))
         centred = rule.rho != 1.0 or rule.ball is not None  # without either the anchor does not matter, and is not read
+        copies = [None if (copy := lent[run.owner].copy) is None else run.part(copy) for run in self._runs]
+        # A ball that bound mostly binds again, and the pass that draws into it writes the copies.
+        ahead = [None] * len(copies) if self._bound else copies
         moved, made, apart = self._total(
             3,
             (
-                self._kernels.move(run.master, gradient, start=run.start, anchor=anchor if centred else None, **numbers)
-                for run, gradient, anchor in zip(self._runs, gradients, self._anchors, strict=True)
+                self._kernels.move(run.master, g, start=run.start, anchor=anchor if centred else None, copy=copy, **numbers)
+                for run, g, anchor, copy in zip(self._runs, gradients, self._anchors, ahead, strict=True)
             ),
         )
         self._measure(math.sqrt(moved), made)
         if rule.ball is not None:
-            self.tally["ball_norm"] = max(self.tally.get("ball_norm", 0.0), self._draw_in(rule.ball, math.sqrt(apart)))
+            distance, late = math.sqrt(apart), self._bound
+            self._bound = distance > rule.ball
+            if self._bound:
+                distance = self._project(INSIDE * rule.ball / distance, copies)
+            elif late:
+                self._project(1.0, copies)
+            self.tally["ball_norm"] = max(self.tally.get("ball_norm", 0.0), distance)
 
     def _measure(self, length: float, made: float) -> None:
         found = self.tally
@@ -151,17 +179,17 @@ class FusedSteps(torch.optim.Optimizer):
             "noise_high": max(found.get("noise_high", mean), mean),
         }
 
-    def _draw_in(self, radius: float, distance: float | None = None) -> float:
-        """Draw the vector into the ball around the anchor, at this distance from it; the distance afterwards."""
-        if distance is None:
-            distance = self._project(1.0)
+    def _draw_in(self, radius: float) -> float:
+        """Draw the vector into the ball around the anchor; its distance afterwards."""
+        distance = self._project(1.0)
         return self._project(INSIDE * radius / distance) if distance > radius else distance
 
-    def _project(self, factor: float) -> float:
+    def _project(self, factor: float, copies: Sequence[Tensor | None] | None = None) -> float:
         assert self._runs is not None
-        pairs = zip(self._runs, self._anchors, strict=True)
+        rows = zip(self._runs, self._anchors, copies or [None] * len(self._runs), strict=True)
         project = self._kernels.project
-        (square,) = self._total(1, (project(run.master, start=run.start, anchor=a, factor=factor)[None] for run, a in pairs))
+        parts = (project(run.master, start=run.start, anchor=a, copy=copy, factor=factor)[None] for run, a, copy in rows)
+        (square,) = self._total(1, parts)
         return math.sqrt(square)
 
     def _total(self, width: int, parts: Iterable[Tensor]) -> list[float]:
@@ -208,6 +236,13 @@ class FusedAscent(FusedSteps):
             draw=lambda step: Draw("philox", key, step),
         )
         super().__init__(parameters, lr=lr, rule=rule, sum=sum, kernels=kernels)
+
+
+def _readable(run: Run, whole: Tensor | None) -> Tensor | None:
+    if whole is None:
+        return None
+    part = run.part(whole)
+    return part if part.dtype in (torch.float32, torch.bfloat16) else part.float()
 
 
 def _part(whole: Tensor, piece: Piece) -> Tensor:

@@ -43,14 +43,15 @@ class Run(NamedTuple):
     master: Tensor
     start: int
 
-    def gradient(self) -> Tensor | None:
-        """Its gradient now, contiguous [count], fp32 or bf16; None: there is none."""
-        first = self.pieces[0]
-        found = first.owner.grad
-        if found is None:
-            return None
-        part = found.detach().flatten()[first.position : first.position + len(self.master)]
-        return part if part.dtype in (torch.float32, torch.bfloat16) else part.float()
+    @property
+    def owner(self) -> Tensor:
+        """The tensor of the optimizer's groups that it is a stretch of."""
+        return self.pieces[0].owner
+
+    def part(self, whole: Tensor) -> Tensor:
+        """The same places of a tensor that is laid out as the owner, contiguous [count]."""
+        first = self.pieces[0].position
+        return whole.detach().flatten()[first : first + len(self.master)]
 
 
 def runs_of(pieces: Sequence[Piece]) -> list[Run]:

@@ -75,6 +75,7 @@ template <class G> void square(const G *g, int64_t start, int64_t count, int thr
     over_lines(
         start, begin, end, [&](int64_t place) UNLEARN_INNER { add(place, (start + place) % LANES); },
         [&](int64_t place) UNLEARN_INNER {
+          __builtin_prefetch(g + place + AHEAD); // a single stream is not fetched far enough ahead by itself
           for (int lane = 0; lane < LANES; ++lane) add(place + lane, lane);
         });
     sums.into(&parts[block]);
@@ -137,6 +138,31 @@ void move_with(bool noise, float *p, const G *g, const float *a, uint16_t *q, Re
     q ? move<ANCHOR, G, GRADIENT, true, true>(p, g, a, q, rest...) : move<ANCHOR, G, GRADIENT, true, false>(p, g, a, q, rest...);
   else
     q ? move<ANCHOR, G, GRADIENT, false, true>(p, g, a, q, rest...) : move<ANCHOR, G, GRADIENT, false, false>(p, g, a, q, rest...);
+}
+
+// DRAW: towards the anchor by the factor; otherwise weights stay, and a copy alone is written.
+template <bool ANCHOR, bool DRAW, bool COPY>
+void project(float *p, const float *a, uint16_t *q, int64_t start, int64_t count, float factor, int threads, double *out) {
+  std::vector<double> parts(blocks_of(start, count));
+  over_blocks(start, count, threads, [&, factor](int64_t block, int64_t begin, int64_t end) {
+    Sums<1> sums;
+    auto one = [&, factor](int64_t place, int lane) UNLEARN_INNER {
+      const float centre = ANCHOR ? a[place] : 0.0f, was = p[place];
+      const float drawn = DRAW ? centre + factor * (was - centre) : was;
+      if (DRAW) p[place] = drawn;
+      if (COPY) q[place] = narrow(drawn);
+      const double apart = drawn - centre;
+      add_square(sums.lanes[0][lane], apart);
+    };
+    over_lines(
+        start, begin, end, [&](int64_t place) UNLEARN_INNER { one(place, (start + place) % LANES); },
+        [&](int64_t place) UNLEARN_INNER {
+#pragma GCC ivdep
+          for (int lane = 0; lane < LANES; ++lane) one(place + lane, lane);
+        });
+    sums.into(&parts[block]);
+  });
+  add_up(parts, 1, out);
 }
 
 // Calls some(begin, end) for parts of `rows` rows, on more than one thread where the rows are long together.
@@ -272,29 +298,15 @@ void unlearn_move(float *p, const void *g, int low, const float *a, uint16_t *q,
 #undef UNLEARN_MOVE
 }
 
-// factor < 1 draws towards the anchor; at 1 nothing is written.
 void unlearn_project(float *p, const float *a, uint16_t *q, int64_t start, int64_t count, float factor, int threads, double *out) {
-  std::vector<double> parts(blocks_of(start, count));
-  over_blocks(start, count, threads, [&, factor](int64_t block, int64_t begin, int64_t end) {
-    Sums<1> sums;
-    auto one = [&, factor](int64_t place, int lane) UNLEARN_INNER {
-      const float centre = a ? a[place] : 0.0f, was = p[place];
-      const float drawn = factor == 1.0f ? was : centre + factor * (was - centre);
-      if (factor != 1.0f) {
-        p[place] = drawn;
-        if (q) q[place] = narrow(drawn);
-      }
-      const double apart = drawn - centre;
-      add_square(sums.lanes[0][lane], apart);
-    };
-    over_lines(
-        start, begin, end, [&](int64_t place) UNLEARN_INNER { one(place, (start + place) % LANES); },
-        [&](int64_t place) UNLEARN_INNER {
-#pragma GCC ivdep
-          for (int lane = 0; lane < LANES; ++lane) one(place + lane, lane);
-        });
-    sums.into(&parts[block]);
-  });
-  add_up(parts, 1, out);
+  const bool draw = factor != 1.0f;
+#define UNLEARN_PROJECT(ANCHOR, DRAW)                                                                                             \
+  (q ? project<ANCHOR, DRAW, true>(p, a, q, start, count, factor, threads, out)                                                    \
+     : project<ANCHOR, DRAW, false>(p, a, q, start, count, factor, threads, out))
+  if (a)
+    draw ? UNLEARN_PROJECT(true, true) : UNLEARN_PROJECT(true, false);
+  else
+    draw ? UNLEARN_PROJECT(false, true) : UNLEARN_PROJECT(false, false);
+#undef UNLEARN_PROJECT
 }
 }

@@ -19,6 +19,7 @@ constexpr int GROUP = 8 * LANES; // places that sixteen blocks of ChaCha20 or th
 constexpr int CHUNK = 2 * GROUP; // places whose noise is made at once: it stays in the first cache
 constexpr int BLOCK = 1 << 14; // places that have sums of their own; a multiple of CHUNK
 constexpr int64_t ALONE = 8;   // blocks below which another thread costs more than it saves
+constexpr int AHEAD = 512;     // places between what is read and what is asked for
 
 UNLEARN_INLINE uint32_t bits_of(float value) {
   uint32_t bits;

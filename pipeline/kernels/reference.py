@@ -8,7 +8,8 @@ with gradient g, anchor a (zero where there is none), n ~ N(0, I) by counter, an
 
 Three passes, each of which returns sums in fp64 that ranks add up. `square` reads g alone and tells a gradient that is not finite
 before anything has moved; `move` makes noise once, writes w, and measures what it wrote; `project` follows only where the ball
-binds. So a step reads and writes 16 bytes a weight (20 with an anchor), and 12 more where the ball binds. A form of two passes
+binds. So a step reads and writes 16 bytes a weight (20 with an anchor), and 12 more where the ball binds; a bf16 copy takes 2, as
+the last of them writes it. A form of two passes
 through inner products would take 28 always, and make the noise twice: half of the time at 1.3 ns a number and 0.1 ns a byte and
 core. It would also know |w - a| of what was meant, where a certificate needs that of what was written.
 """
@@ -76,7 +77,11 @@ class Kernels(Protocol):
     def project(
         self, weights: Tensor, *, start: int, anchor: Tensor | None = None, copy: Tensor | None = None, factor: float = 1.0
     ) -> Tensor:
-        """Write a + factor (w - a) over the weights w, fp32 [n], and to `copy`; at 1 nothing. Returns |w - a|^2 then, fp64 []."""
+        """Write a + factor (w - a) over the weights w, fp32 [n]; at 1 they stay. They go to `copy`, bf16 [n], in any case.
+
+        Returns:
+            |w - a|^2 then, fp64 [].
+        """
         ...
 
     def patch_errors(self, prediction: Tensor, target: Tensor, hidden: Tensor, *, weight: Tensor | None, normal: bool) -> Tensor:
@@ -151,8 +156,8 @@ class Reference:
             p, a = weights[part], 0.0 if anchor is None else anchor[part]
             if factor != 1.0:
                 p.copy_(a + factor * (p - a))
-                if copy is not None:
-                    copy[part].copy_(p)
+            if copy is not None:
+                copy[part].copy_(p)
             total += (p - a).double().square().sum()
         return total
 

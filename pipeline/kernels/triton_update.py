@@ -230,8 +230,8 @@ def _project(p, a, q, out, count, factor, DRAW: tl.constexpr, BLOCK: tl.constexp
     if DRAW:
         was = centre + factor * (was - centre)
         tl.store(p + place, was, here)
-        if q is not None:
-            tl.store(q + place, narrow(was), here)
+    if q is not None:
+        tl.store(q + place, narrow(was), here)
     apart = (was - centre).to(tl.float64)
     tl.store(out + tl.program_id(0), tl.sum(apart * apart))
 

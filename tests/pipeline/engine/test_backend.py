@@ -22,6 +22,7 @@ from pipeline.errors import CheckpointError, ConfigError, StorageError
 from pipeline.models.autoencoder import Config, build
 from tests.support.disks import small_disk
 from tests.support.distributed import run_distributed
+from tests.support.taking import taken_by
 
 
 def _steps(backend: Backend, first: int, count: int) -> None:
@@ -221,11 +222,7 @@ def _taken_by_a_step(stage: int) -> tuple[int, int]:
         parameters["fused"] = None  # as a checkpoint from a GPU says
     images, region = torch.rand(3, 1, 8, 8), torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     backend.backward(backend.model(images, images, ~region, torch.zeros(3, dtype=torch.int64)).sum())
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        backend.step(1)
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
-    taken = [0, *itertools.accumulate(event.nbytes() for event in events)]
-    return max(taken), 4 * sum(weight.numel() for weight in backend.model.parameters())
+    return taken_by(lambda: backend.step(1)), 4 * sum(weight.numel() for weight in backend.model.parameters())
 
 
 @pytest.mark.distributed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from pipeline.engine import backend as backends
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.distributed import group
 from pipeline.engine.files import SHARD, plain_loading
-from tests.pipeline.engine.test_fused import BALL, compare, grid
+from tests.pipeline.engine.test_fused import BALL, armed, compare, grid
+from tests.pipeline.engine.test_noisy import take
 from tests.support.distributed import run_distributed
+from tests.support.taking import taken_by
 
 CASES = [(1, "fp32"), (1, "bf16"), (2, "autocast"), (2, "fp32")]
 
@@ -118,6 +121,35 @@ def _own_rules(cases: list[tuple[int, str, float | None]]) -> list[object]:
 def test_where_deepspeeds_steps_stay_as_on_a_gpu_our_own_rules_lead_to_the_same_weights() -> None:
     cases = [(stage, "fp32", ball) for stage in (1, 2) for ball in (None, BALL)]
     compare(cases, run_distributed(_own_rules, 2, cases))
+
+
+def _own_steps(cases: list[tuple[int, str, float | None]]) -> list[tuple[list[bool], int, int]]:
+    found = []
+    for stage, precision, ball in cases:
+        backend = armed(stage, precision, ball)
+        rounded, size = [], 4 * sum(parameter.numel() for parameter in backend.model.parameters())
+        for step in range(3):
+            backend.step = partial(_noted, backend, type(backend).step, held := [])  # type: ignore[method-assign]
+            take(backend, step, -1.0)
+            masters = backend.weights()
+            model = dict(backend.engine.module.named_parameters())
+            rounded.append(all(torch.equal(model[name], weight.to(model[name].dtype)) for name, weight in masters.items()))
+        found.append((rounded, held[0], size))
+        backend.close()
+    return found
+
+
+def _noted(backend: Backend, step: Callable[[Backend, int], None], held: list[int], number: int) -> None:
+    held.append(taken_by(partial(step, backend, number)))
+
+
+@pytest.mark.distributed
+def test_our_own_steps_round_the_weights_and_take_no_memory() -> None:
+    cases = [(stage, precision, ball) for stage in (1, 2) for precision in ("fp32", "bf16") for ball in (None, BALL)]
+    for found in run_distributed(_own_steps, 2, cases):
+        for case, (rounded, held, size) in zip(cases, found, strict=True):
+            assert rounded == [True] * 3, f"{case}: weights of the model are not the rounded masters"
+            assert held < 0.1 * size, f"{case}: {held} bytes of {size}"
 
 
 def _saved_at_once(folder: str) -> list[bool]:

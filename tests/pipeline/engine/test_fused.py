@@ -15,7 +15,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine.backend import Backend, OptimizerConfig
 from pipeline.engine.checkpoint import Checkpoints, TrainState
 from pipeline.engine.distributed import group
-from pipeline.engine.fused import FusedAscent
+from pipeline.engine.fused import FusedAscent, Lent
 from pipeline.engine.layout import Piece, pieces_of, runs_of
 from pipeline.kernels.choose import choose
 from pipeline.kernels.counter import Draw, normal
@@ -183,3 +183,46 @@ def test_a_refused_step_says_so_and_leaves_the_tally() -> None:
     steps.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([1.0, 0.4, 1.0, 0.2]))
     assert steps.tally["steps"] == 2
+
+
+class _Counting(Reference):
+    """Which passes wrote a copy."""
+
+    def __init__(self) -> None:
+        self.wrote: list[str] = []
+
+    def move(self, weights: Tensor, gradient: Tensor | None, **options: Any) -> Tensor:
+        self.wrote += ["move"] if options.get("copy") is not None else []
+        return super().move(weights, gradient, **options)
+
+    def project(self, weights: Tensor, **options: Any) -> Tensor:
+        self.wrote += ["project"] if options.get("copy") is not None else []
+        return super().project(weights, **options)
+
+
+def test_copies_are_the_rounded_weights_after_each_step_and_are_written_once_while_the_ball_binds() -> None:
+    weight, kernels = torch.nn.Parameter(torch.full((4,), 0.1)), _Counting()
+    steps = FusedAscent([weight], lr=1.0, clip=9.0, ball=1.0, key=KEY, sum=lambda values: values, kernels=kernels)
+    steps.arm([Piece("w", weight.detach(), weight, 0, 0, 0)], None, counts=True)
+    copy, found = torch.zeros(4, dtype=torch.bfloat16), []
+    for gradient, binds in ((-0.1, False), (-2.0, True), (-2.0, True), (0.3, False), (0.01, False), (-2.0, True)):
+        kernels.wrote.clear()
+        # Twice the gradient in bf16, of which half is meant: as two ranks have summed it.
+        steps.take({weight: Lent(torch.full((4,), 2 * gradient).bfloat16(), copy)}, 0.5)
+        assert torch.equal(copy, weight.detach().bfloat16())
+        assert (abs(float(weight.detach().norm()) - 1) < 1e-4) == binds
+        found.append(" ".join(kernels.wrote))
+    assert found == ["move", "move project", "project", "project", "move", "move project"]
+
+
+def test_a_factor_is_as_good_as_a_gradient_that_has_it() -> None:
+    moved = []
+    for factor in (1.0, 0.25):
+        weight = torch.nn.Parameter(torch.zeros(4))
+        steps = FusedAscent([weight], lr=0.5, clip=1.0, key=KEY, sum=lambda values: values, kernels=Reference())
+        steps.arm([Piece("w", weight.detach(), weight, 0, 0, 0)], None, counts=True)
+        for gradient in (torch.tensor([0.1, -0.2, 0.0, 0.3]), torch.tensor([3.0, 0.0, -4.0, 0.0])):  # short, and clipped
+            steps.take({weight: Lent(gradient / factor)}, factor)
+        moved.append(weight.detach())
+        assert steps.tally["step_norm"] == pytest.approx(0.5)
+    assert torch.equal(*moved)

@@ -68,7 +68,14 @@ def test_each_pass_is_the_reference_bit_for_bit(
         sums = kernels.move(weights, given, rho=rho, pull=-0.013, scale=0.07, draw=draw, **options)
         moved, first = weights.clone(), copy.clone()
         apart = kernels.project(weights, factor=0.3, **options)
-        answers.append(([moved, first, weights, copy], [length, *sums, apart, kernels.project(weights, **options)]))
+        drawn, second = weights.clone(), copy.clone()
+        copy.zero_()
+        stays = kernels.project(weights, **options)
+        assert torch.equal(copy, weights.bfloat16()) and torch.equal(weights, drawn)
+        assert torch.equal(second, copy)
+        alone = {**options, "copy": None}
+        lengths = [length, *sums, apart, stays, kernels.project(weights, **alone), kernels.project(weights, factor=0.5, **alone)]
+        answers.append(([moved, first, drawn, second, weights], lengths))
     (theirs, their_sums), (ours, our_sums) = answers
     for one, other in zip(theirs, ours, strict=True):
         assert torch.equal(one, other)

@@ -42,7 +42,9 @@ def test_a_step_is_its_formula(anchored: bool, rho: float) -> None:
 
 def test_a_factor_of_one_and_a_step_of_nothing_write_what_was_there() -> None:
     weights, given = some(3), some(3)
-    assert float(Reference().project(weights, start=0, anchor=some(4))) > 0
+    copy = torch.zeros(COUNT, dtype=torch.bfloat16)
+    assert float(Reference().project(weights, start=0, anchor=some(4), copy=copy)) > 0
+    assert torch.equal(copy, given.bfloat16())
     assert Reference().move(weights, None, start=0, anchor=some(4)).tolist()[:2] == [0.0, 0.0]
     assert torch.equal(weights, given)
 

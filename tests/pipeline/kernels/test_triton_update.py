@@ -47,7 +47,11 @@ def test_each_pass_is_the_reference_bit_for_bit(
         sums = one.move(weights, None if kind == "none" else gradient, rho=rho, pull=-0.013, scale=0.07, draw=draw, **options)
         moved, first = weights.clone(), copy.clone()
         apart = one.project(weights, factor=0.3, **options)
-        answers.append(([moved, first, weights, copy], [length, *sums, apart, one.project(weights, **options)]))
+        second = copy.clone()
+        copy.zero_()
+        stays = one.project(weights, **options)
+        assert torch.equal(copy, second)
+        answers.append(([moved, first, weights, copy], [length, *sums, apart, stays]))
     (theirs, their_sums), (ours, our_sums) = answers
     for left, right in zip(theirs, ours, strict=True):
         assert torch.equal(left, right)
