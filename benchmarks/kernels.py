@@ -1,4 +1,4 @@
-"""What the fused update and the fused patch loss gain over plain torch, `_foreach` and `torch.compile`.
+"""What the fused update and the fused patch loss gain over plain torch, `_foreach`, `torch.compile` and DeepSpeed's functions.
 
     python benchmarks/kernels.py [--millions 85 300] [--rounds 15] [--threads 2] [--parts update loss] [--device cuda]
 
@@ -14,14 +14,17 @@ import argparse
 import dataclasses
 import gc
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from harness import gpu, interval, machine, ratio, rounds, spread, table, timed
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.config import EngineConfig
+from pipeline.engine.backend import quiet_deepspeed
 from pipeline.kernels.choose import choose
 from pipeline.kernels.counter import Draw
 from pipeline.kernels.patch_loss import patch_loss
@@ -48,7 +51,7 @@ SETTINGS = (
 
 
 class Vectors:
-    """Weights p, gradient g, anchor a, copy q: flat, and in views."""
+    """Weights p, gradient g, anchor a, copy q: flat, and in views; another gradient for DeepSpeed, which shortens it in place."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(0)
@@ -57,6 +60,9 @@ class Vectors:
         self.a = self.p.clone()
         self.q = torch.empty(count, dtype=torch.bfloat16, device=device)
         self.views = [list(flat.tensor_split(TENSORS)) for flat in (self.p, self.g, self.a, self.q)]
+        self.moved = nn.Parameter(self.p)
+        self.moved.grad = self.g.clone()
+        self.descent = torch.optim.SGD([self.moved], lr=RATE)
 
 
 def plain(v: Vectors, setting: Setting) -> None:
@@ -68,13 +74,31 @@ def plain(v: Vectors, setting: Setting) -> None:
         p.sub_(g * (RATE * short))
         if setting.noise:
             p.add_(torch.randn_like(p) * NOISE)
-    if not setting.ball:
-        return
+    if setting.ball:
+        draw_in(ps, anchors, copies)
+
+
+def draw_in(ps: list[Tensor], anchors: list[Tensor], copies: list[Tensor]) -> None:
+    """Into the ball, and rounded into the copies."""
     apart = float(torch.stack([(p - a).norm() for p, a in zip(ps, anchors, strict=True)]).norm())
     factor = min(1.0, RADIUS / apart)
     for p, a, q in zip(ps, anchors, copies, strict=True):
         p.copy_(a + factor * (p - a))
         q.copy_(p)
+
+
+def deepspeed(v: Vectors, setting: Setting) -> None:
+    """As DeepSpeed's bf16 optimizer does it: its clipping of tensors in place, then torch's SGD on the flat masters. It knows no
+    noise and no ball; they are written as one would, on the flat vector."""
+    from deepspeed.runtime.utils import clip_tensors_by_global_norm
+
+    assert v.moved.grad is not None
+    clip_tensors_by_global_norm(list(v.moved.grad.tensor_split(TENSORS)), max_norm=CLIP)
+    v.descent.step()
+    if setting.noise:
+        v.p.add_(torch.randn_like(v.p), alpha=NOISE)
+    if setting.ball:
+        draw_in([v.p], [v.a], [v.q])
 
 
 def foreach(v: Vectors, setting: Setting) -> None:
@@ -134,7 +158,7 @@ def stream(v: Vectors, setting: Setting) -> None:
     v.p.add_(v.g, alpha=1e-9)
 
 
-WAYS: tuple[Callable[[Vectors, Setting], None], ...] = (fused, secret, plain, foreach, compiled, stream)
+WAYS: tuple[Callable[[Vectors, Setting], None], ...] = (fused, secret, plain, deepspeed, foreach, compiled, stream)
 
 
 def extra_bytes(act: Callable[[], object], device: torch.device) -> int:
@@ -144,6 +168,7 @@ def extra_bytes(act: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         act()
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes two lines a profile otherwise
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         act()
     held = peak = 0
@@ -220,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     kernels = choose(given.device).name
+    quiet_deepspeed(EngineConfig())
     print(f"{machine()}{gpu(given.device)}; torch {torch.__version__}, {kernels} kernels, {given.rounds} rounds\n", flush=True)
     if "update" in given.parts:
         with torch.no_grad():
