@@ -22,8 +22,8 @@ __all__ = ["SHARD", "Copies", "guard_files", "plain_loading", "whole_files"]
 SHARD = "zero_pp_rank_"
 """In the names of files that one rank alone reads."""
 FORCE, FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-WRITER = "inline_container"
-"""In what torch says of files that it could not write."""
+WRITER = ("inline_container", "iostream error")
+"""One of them is in what torch says of files that it could not write: the second where only the end found no room."""
 FULL = 1 << 20
 """Bytes: with fewer a disk is full, even if a small file would still find room."""
 REFUSED = re.compile(r"GLOBAL (\S+)")
@@ -72,7 +72,7 @@ def whole_files(folder: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as fault:
         # torch's writer tells of a full disk as of a place in the file where it did not expect to be.
-        if not isinstance(fault, OSError) and WRITER not in str(fault):
+        if not isinstance(fault, OSError) and not any(words in str(fault) for words in WRITER):
             raise
         full = getattr(fault, "errno", 0) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < FULL
         why = "no space left" if full else str(fault).splitlines()[0]

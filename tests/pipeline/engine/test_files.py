@@ -96,6 +96,21 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, to_path: bool) -> None:
             torch.save(torch.ones(1 << 20), place if to_path else stack.enter_context(place.open("wb")))
 
 
+def test_a_disk_that_is_full_wherever_in_the_file_is_told_as_one(tmp_path: Path) -> None:
+    told = []
+    with small_disk(tmp_path / "disk", 256):
+        place = tmp_path / "disk" / "state.pt"
+        for numbers in range(64_000, 66_500, 50):  # the last bytes of one of them wait in a buffer of the writer
+            try:
+                with whole_files(str(tmp_path / "disk")):
+                    torch.save(torch.ones(numbers), str(place))
+                told.append("")
+            except StorageError as fault:
+                told.append(fault.message)
+            place.unlink(missing_ok=True)
+    assert told[0] == "" and all("no space left" in words for words in told[told.index(told[-1]) :])
+
+
 def test_other_faults_of_writing_keep_their_words_and_bugs_stay_bugs(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"not written: .*Input/output error"), whole_files(str(tmp_path)):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
