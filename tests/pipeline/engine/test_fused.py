@@ -167,6 +167,33 @@ def test_interrupted_ascent_goes_on_at_another_number_of_ranks(tmp_path: Path) -
             torch.testing.assert_close(weights[name], tensor, rtol=0, atol=2e-6, msg=f"stage {stage}: {name}")
 
 
+def _broken_off_in_bf16(folder: str) -> list[tuple[Weights, Weights]]:
+    found = []
+    for stage in (1, 2):
+        whole, broken, again = (armed(stage, "bf16", BALL) for _ in range(3))
+        for step in range(STEPS):
+            take(whole, step, -1.0)
+        for step in range(STEPS - 1):
+            take(broken, step, -1.0)
+        points = Checkpoints(folder, f"stage{stage}", config_digest="same", group=group())
+        points.save(broken, TrainState(step=STEPS - 1, tally=broken.tally))
+        state = points.restore(again)
+        assert state is not None
+        again.recall(state.tally)
+        take(again, STEPS - 1, -1.0)
+        found.append((whole.weights(), again.weights()))
+        for backend in (whole, broken, again):
+            backend.close()
+    return found
+
+
+@pytest.mark.distributed
+def test_ascent_in_bf16_that_was_broken_off_while_its_ball_bound_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    for found in run_distributed(_broken_off_in_bf16, 2, str(tmp_path)):
+        for whole, again in found:
+            assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+
+
 def test_a_refused_step_says_so_and_leaves_the_tally() -> None:
     weight = torch.nn.Parameter(torch.ones(4))
     steps = FusedAscent([weight], lr=1.0, clip=1.0, key=KEY, sum=lambda values: values, kernels=Reference())
