@@ -143,7 +143,7 @@ def fused(v: Vectors, setting: Setting, cipher: Any = "philox") -> None:
     pull = -RATE * min(1.0, CLIP / math.sqrt(float(kernels.square(v.g, start=0))))
     draw = Draw(cipher, bytes(32 if cipher == "chacha20" else 8), 1) if setting.noise else None
     options: dict[str, Any] = {"start": 0, "anchor": v.a if setting.ball else None}
-    sums = kernels.move(v.p, v.g, pull=pull, scale=NOISE, draw=draw, **options)
+    sums = kernels.move(v.p, v.g, pull=pull, scale=NOISE, draw=draw, apart=setting.ball, **options)
     if setting.ball:  # it binds at each step, so the last pass alone writes the copy
         kernels.project(v.p, copy=v.q, factor=min(1.0, RADIUS / math.sqrt(float(sums[2]))), **options)
 

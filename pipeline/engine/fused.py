@@ -141,7 +141,7 @@ class FusedSteps(torch.optim.Optimizer):
         if not done and rule.start is not None:
             self.tally["start_norm"] = self._draw_in(rule.start)
         draw = rule.draw(done) if rule.noise else None
-        numbers: dict[str, Any] = {"rho": rule.rho, "scale": rule.noise, "draw": draw}
+        numbers: dict[str, Any] = {"rho": rule.rho, "scale": rule.noise, "draw": draw, "apart": rule.ball is not None}
         numbers["pull"] = -factor * rule.pull(factor * math.sqrt(square), float(self.param_groups[0]["lr"]))
         centred = rule.rho != 1.0 or rule.ball is not None  # without either the anchor does not matter, and is not read
         copies = [None if (copy := lent[run.owner].copy) is None else run.part(copy) for run in self._runs]

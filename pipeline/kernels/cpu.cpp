@@ -59,6 +59,39 @@ UNLEARN_INLINE void over_lines(int64_t start, int64_t begin, int64_t end, One on
   for (; place < end; ++place) one(place);
 }
 
+// Adds squares of fp32 numbers, N rows of whole lines at once, to the sums of each row. By hand where it can be: what is read from
+// the cache is widened by half as many instructions as what is in a register.
+template <int N> __attribute__((noinline)) void add_lines(const float *const (&rows)[N], int64_t count, double (*lanes)[LANES]) {
+#ifdef __AVX512F__
+  __m512d low[N], high[N];
+  for (int n = 0; n < N; ++n) low[n] = _mm512_loadu_pd(lanes[n]), high[n] = _mm512_loadu_pd(lanes[n] + 8);
+  for (int64_t place = 0; place < count; place += LANES)
+    for (int n = 0; n < N; ++n) {
+      const float *from = rows[n] + place;
+      const __m512d a = _mm512_cvtps_pd(_mm256_loadu_ps(from)), b = _mm512_cvtps_pd(_mm256_loadu_ps(from + 8));
+      low[n] = _mm512_fmadd_pd(a, a, low[n]), high[n] = _mm512_fmadd_pd(b, b, high[n]);
+    }
+  for (int n = 0; n < N; ++n) _mm512_storeu_pd(lanes[n], low[n]), _mm512_storeu_pd(lanes[n] + 8, high[n]);
+#else
+  for (int64_t place = 0; place < count; place += LANES)
+    for (int n = 0; n < N; ++n)
+      for (int lane = 0; lane < LANES; ++lane) add_square(lanes[n][lane], rows[n][place + lane]);
+#endif
+}
+
+// Adds squares of the places `from` to `to` of N rows whose place 0 begins a line.
+template <int N> void add_squares(const float *const (&rows)[N], int64_t from, int64_t to, double (*lanes)[LANES]) {
+  auto one = [&](int64_t place) UNLEARN_INNER {
+    for (int n = 0; n < N; ++n) add_square(lanes[n][place % LANES], rows[n][place]);
+  };
+  for (; from < to && from % LANES; ++from) one(from);
+  const int64_t whole = (to - from) / LANES * LANES;
+  const float *rest[N];
+  for (int n = 0; n < N; ++n) rest[n] = rows[n] + from;
+  add_lines<N>(rest, whole, lanes);
+  for (from += whole; from < to; ++from) one(from);
+}
+
 void add_up(const std::vector<double> &parts, int sums, double *out) {
   for (int n = 0; n < sums; ++n) out[n] = 0;
   for (size_t place = 0; place < parts.size(); ++place) out[place % sums] += parts[place];
@@ -75,7 +108,7 @@ template <class G> void square(const G *g, int64_t start, int64_t count, int thr
     over_lines(
         start, begin, end, [&](int64_t place) UNLEARN_INNER { add(place, (start + place) % LANES); },
         [&](int64_t place) UNLEARN_INNER {
-          __builtin_prefetch(g + place + AHEAD); // a single stream is not fetched far enough ahead by itself
+          __builtin_prefetch(g + place + AHEAD, 0, 2); // a single stream is not fetched far enough ahead by itself
           for (int lane = 0; lane < LANES; ++lane) add(place + lane, lane);
         });
     sums.into(&parts[block]);
@@ -85,6 +118,7 @@ template <class G> void square(const G *g, int64_t start, int64_t count, int thr
 
 struct Move {
   float rho, k, s;
+  bool apart; // whether its sum is wanted
 };
 
 template <bool ANCHOR, class G, bool GRADIENT, bool NOISE, bool COPY>
@@ -92,20 +126,23 @@ void move(float *p, const G *g, const float *a, uint16_t *q, int64_t start, int6
           int threads, double *out) {
   std::vector<double> parts(3 * blocks_of(start, count));
   const float rho = rule.rho, k = rule.k, s = rule.s;
+  const Source source(draw);
   over_blocks(start, count, threads, [&, rho, k, s](int64_t block, int64_t begin, int64_t end) {
     Sums<3> sums;
-    alignas(64) float noise[CHUNK];
-    auto one = [&, rho, k, s](int64_t place, int lane, float number) UNLEARN_INNER {
+    alignas(64) float noise[CHUNK], lengths[3][CHUNK];
+    auto one = [&, rho, k, s](int64_t place, int64_t at, int lane, float number) UNLEARN_INNER {
       const float was = p[place], centre = ANCHOR ? a[place] : 0.0f;
       const float drawn = rho == 1.0f ? was : ANCHOR ? centre + rho * (was - centre) : rho * was;
       const float target = GRADIENT ? drawn + k * widen(g[place]) : drawn;
       const float written = NOISE ? target + s * number : target;
       p[place] = written;
       if (COPY) q[place] = narrow(written);
-      const double moved = target - drawn, made = NOISE ? written - target : 0.0f, apart = ANCHOR ? written - centre : written;
-      add_square(sums.lanes[0][lane], moved);
-      if (NOISE) add_square(sums.lanes[1][lane], made);
-      add_square(sums.lanes[2][lane], apart);
+      const float moved = target - drawn, apart = ANCHOR ? written - centre : written;
+      if (NOISE) { // the processor has enough to do: see `add_lines`
+        lengths[0][at] = moved, lengths[1][at] = written - target, lengths[2][at] = apart;
+      } else { // it waits for memory
+        add_square(sums.lanes[0][lane], moved), add_square(sums.lanes[2][lane], apart);
+      }
     };
     for (int64_t place = begin; place < end;) {
       const int64_t chunk = (start + place) / CHUNK, last = std::min(end, (chunk + 1) * CHUNK - start);
@@ -116,20 +153,27 @@ void move(float *p, const G *g, const float *a, uint16_t *q, int64_t start, int6
           if (GRADIENT) __builtin_prefetch(g + line);
           if (ANCHOR) __builtin_prefetch(a + line);
         }
-        fill(draw, uint64_t(chunk) * (CHUNK / GROUP) + group, noise + group * GROUP);
+        source.fill(uint64_t(chunk) * (CHUNK / GROUP) + group, noise + group * GROUP);
       }
-      const float *numbers = noise - (chunk * CHUNK - start);
+      const int64_t shift = start - chunk * CHUNK;
       over_lines(
-          start, place, last, [&](int64_t at) UNLEARN_INNER { one(at, (start + at) % LANES, NOISE ? numbers[at] : 0.0f); },
+          start, place, last,
+          [&](int64_t at) UNLEARN_INNER { one(at, at + shift, (at + shift) % LANES, NOISE ? noise[at + shift] : 0.0f); },
           [&](int64_t at) UNLEARN_INNER {
 #pragma GCC ivdep
-            for (int lane = 0; lane < LANES; ++lane) one(at + lane, lane, NOISE ? numbers[at + lane] : 0.0f);
+            for (int lane = 0; lane < LANES; ++lane)
+              one(at + lane, at + shift + lane, lane, NOISE ? noise[at + shift + lane] : 0.0f);
           });
+      if (NOISE && rule.apart)
+        add_squares<3>({lengths[0], lengths[1], lengths[2]}, place + shift, last + shift, sums.lanes);
+      else if (NOISE)
+        add_squares<2>({lengths[0], lengths[1]}, place + shift, last + shift, sums.lanes);
       place = last;
     }
     sums.into(&parts[3 * block]);
   });
   add_up(parts, 3, out);
+  if (!rule.apart) out[2] = NAN;
 }
 
 template <bool ANCHOR, class G, bool GRADIENT, class... Rest>
@@ -263,12 +307,13 @@ void unlearn_patch_slopes(const void *x, int low, const float *t, const uint8_t 
 }
 
 void unlearn_normal(const Draw *draw, int64_t start, int64_t count, int threads, float *out) {
-  over_blocks(start, count, threads, [=](int64_t, int64_t begin, int64_t end) {
+  const Source source(*draw);
+  over_blocks(start, count, threads, [&](int64_t, int64_t begin, int64_t end) {
     alignas(64) float noise[CHUNK];
     for (int64_t place = begin; place < end;) {
       const int64_t chunk = (start + place) / CHUNK, last = std::min(end, (chunk + 1) * CHUNK - start);
       for (int group = 0; group < CHUNK / GROUP; ++group)
-        fill(*draw, uint64_t(chunk) * (CHUNK / GROUP) + group, noise + group * GROUP);
+        source.fill(uint64_t(chunk) * (CHUNK / GROUP) + group, noise + group * GROUP);
       std::memcpy(out + place, noise + (start + place - chunk * CHUNK), sizeof(float) * (last - place));
       place = last;
     }
@@ -281,8 +326,8 @@ void unlearn_square(const void *g, int low, int64_t start, int64_t count, int th
 }
 
 void unlearn_move(float *p, const void *g, int low, const float *a, uint16_t *q, int64_t start, int64_t count, float rho, float k,
-                  float s, const Draw *draw, int threads, double *out) {
-  const Move rule{rho, k, s};
+                  float s, const Draw *draw, int apart, int threads, double *out) {
+  const Move rule{rho, k, s, apart != 0};
   const bool noise = draw->cipher != 0;
   const auto *wide = static_cast<const float *>(g);
   const auto *few = static_cast<const uint16_t *>(g);

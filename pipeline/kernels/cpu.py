@@ -58,11 +58,12 @@ class Cpu:
         pull: float = 0.0,
         scale: float = 0.0,
         draw: Draw | None = None,
+        apart: bool = True,
     ) -> Tensor:
         """See `Kernels.move`."""
         out, drawn = torch.empty(3, dtype=torch.float64), _draw(draw)
         places = (_place(weights), _place(gradient, low=True), _is_low(gradient), _place(anchor), _place(copy, low=True))
-        numbers = (FLOAT(rho), FLOAT(pull), FLOAT(scale), ctypes.byref(drawn))
+        numbers = (FLOAT(rho), FLOAT(pull), FLOAT(scale), ctypes.byref(drawn), int(apart))
         self._call("move", *places, LONG(start), LONG(len(weights)), *numbers, torch.get_num_threads(), _place(out))
         ctypes.memset(ctypes.byref(drawn), 0, ctypes.sizeof(drawn))  # a secret key stays where it belongs
         return out

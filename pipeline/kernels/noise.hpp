@@ -4,9 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 // Each helper is inlined by order: where the compiler decides for itself that there are too many, loops are no vectors any more.
 #define UNLEARN_INNER __attribute__((always_inline))
@@ -19,7 +16,7 @@ constexpr int GROUP = 8 * LANES; // places that sixteen blocks of ChaCha20 or th
 constexpr int CHUNK = 2 * GROUP; // places whose noise is made at once: it stays in the first cache
 constexpr int BLOCK = 1 << 14; // places that have sums of their own; a multiple of CHUNK
 constexpr int64_t ALONE = 8;   // blocks below which another thread costs more than it saves
-constexpr int AHEAD = 512;     // places between what is read and what is asked for
+constexpr int AHEAD = 1 << 11; // places between what is read and what is asked for
 
 UNLEARN_INLINE uint32_t bits_of(float value) {
   uint32_t bits;
@@ -88,67 +85,70 @@ struct Draw {
   uint64_t step;
 };
 
-// Four words of each of sixteen counters.
-#ifdef __AVX512F__
-// By hand, because the compiler makes products of 64 bits, at three times the price, of what are products of 32: even and odd
-// counters keep to the lower halves of lanes of 64 bits.
-UNLEARN_INLINE void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4][LANES]) {
-  const __m512i m = _mm512_set1_epi64(0xD2511F53), n = _mm512_set1_epi64(0xCD9E8D57), up = _mm512_set1_epi64(2);
-  __m512i even[4], odd[4];
-  even[0] = _mm512_add_epi64(_mm512_set1_epi64(int64_t(counter & 0xffffffffu)), _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14));
-  odd[0] = _mm512_add_epi64(even[0], _mm512_srli_epi64(up, 1));
-  even[1] = odd[1] = _mm512_set1_epi64(int64_t(counter >> 32));
-  even[2] = odd[2] = _mm512_set1_epi64(int64_t(draw.step & 0xffffffffu));
-  even[3] = odd[3] = _mm512_set1_epi64(int64_t(draw.step >> 32));
-  uint32_t first = draw.key[0], second = draw.key[1];
-  // A shuffle, because shifts and products would wait for the same unit.
-  auto upper = [](__m512i x) UNLEARN_INNER { return _mm512_shuffle_epi32(x, _MM_PERM_DDBB); };
-  auto turn = [&](__m512i(&x)[4], __m512i k, __m512i l) UNLEARN_INNER {
-    const __m512i p = _mm512_mul_epu32(x[0], m), q = _mm512_mul_epu32(x[2], n);
-    x[0] = _mm512_ternarylogic_epi64(upper(q), x[1], k, 0x96);
-    x[1] = q;
-    x[2] = _mm512_ternarylogic_epi64(upper(p), x[3], l, 0x96);
-    x[3] = p;
-  };
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round, first += 0x9E3779B9u, second += 0xBB67AE85u) {
-    const __m512i k = _mm512_set1_epi64(first), l = _mm512_set1_epi64(second);
-    turn(even, k, l);
-    turn(odd, k, l);
-  }
-  for (int word = 0; word < 4; ++word)
-    _mm512_storeu_si512(words[word], _mm512_mask_blend_epi32(0xAAAA, even[word], _mm512_slli_epi64(odd[word], 32)));
-}
-#else
-UNLEARN_INLINE void philox_words(const Draw &draw, uint64_t counter, uint32_t (&words)[4][LANES]) {
-  for (int lane = 0; lane < LANES; ++lane) {
-    uint32_t a = uint32_t(counter) + uint32_t(lane), b = uint32_t(counter >> 32); // sixteen lanes never carry
-    uint32_t c = uint32_t(draw.step), d = uint32_t(draw.step >> 32), k = draw.key[0], l = draw.key[1];
-    for (int round = 0; round < 10; ++round, k += 0x9E3779B9u, l += 0xBB67AE85u) {
-      const uint64_t p = uint64_t(a) * 0xD2511F53u, q = uint64_t(c) * 0xCD9E8D57u;
-      a = uint32_t(q >> 32) ^ b ^ k;
-      b = uint32_t(q);
-      c = uint32_t(p >> 32) ^ d ^ l;
-      d = uint32_t(p);
-    }
-    words[0][lane] = a, words[1][lane] = b, words[2][lane] = c, words[3][lane] = d;
-  }
-}
-#endif
+// Words for four times sixteen pairs: high and low of the radius, and the angle, as `pair` takes them.
+struct Words {
+  alignas(64) uint32_t high[4][LANES], low[4][LANES], angle[4][LANES];
+};
 
-// Numbers of GROUP places. Not inlined: among other code the compiler no longer sees that these loops are vectors.
-__attribute__((noinline)) void philox(const Draw &draw, uint64_t group, float *__restrict out) {
-  alignas(64) uint32_t words[2][4][LANES];
-  philox_words(draw, 2 * group * LANES, words[0]);
-  philox_words(draw, (2 * group + 1) * LANES, words[1]);
+// Philox's round keys. Nothing of ChaCha20's key, which is secret, is copied here.
+struct Keys {
+  alignas(64) uint64_t of[10][2];
+  explicit Keys(const Draw &draw) {
+    uint32_t k = draw.cipher == 1 ? draw.key[0] : 0u, l = draw.cipher == 1 ? draw.key[1] : 0u;
+    for (auto &round : of) round[0] = k, round[1] = l, k += 0x9E3779B9u, l += 0xBB67AE85u;
+  }
+};
+
+} // namespace
+
+#ifdef __AVX512F__
+#include "noise_avx512.hpp"
+#else
+
+namespace {
+
+// Numbers of four times sixteen pairs, first ones and second ones by turns.
+UNLEARN_INLINE void normals(const Words &words, float *__restrict out) {
 #pragma GCC ivdep
   for (int lane = 0; lane < LANES; ++lane) // four pairs at once, because each is a long chain
-    for (int half = 0; half < 2; ++half)
-      for (int two = 0; two < 2; ++two) {
-        const uint32_t rest = words[half][2 * two + 1][lane];
-        float *part = out + (4 * half + 2 * two) * LANES + lane;
-        pair(words[half][2 * two][lane], (rest & 0xffu) << 13, rest & 0xffffff00u, part[0], part[LANES]);
+    for (int n = 0; n < 4; ++n)
+      pair(words.high[n][lane], words.low[n][lane], words.angle[n][lane], out[2 * n * LANES + lane],
+           out[(2 * n + 1) * LANES + lane]);
+}
+
+// Words of thirty-two counters from `counter` on, a multiple of thirty-two: first and third in `high`, the others in `low`.
+UNLEARN_INLINE void philox_words(const Keys &keys, uint64_t step, uint64_t counter, Words &words) {
+  for (int half = 0; half < 2; ++half)
+    for (int lane = 0; lane < LANES; ++lane) {
+      uint32_t a = uint32_t(counter) + uint32_t(half * LANES + lane), b = uint32_t(counter >> 32); // these lanes never carry
+      uint32_t c = uint32_t(step), d = uint32_t(step >> 32);
+      for (const auto &key : keys.of) {
+        const uint64_t p = uint64_t(a) * 0xD2511F53u, q = uint64_t(c) * 0xCD9E8D57u;
+        a = uint32_t(q >> 32) ^ b ^ uint32_t(key[0]);
+        b = uint32_t(q);
+        c = uint32_t(p >> 32) ^ d ^ uint32_t(key[1]);
+        d = uint32_t(p);
       }
+      words.high[2 * half][lane] = a, words.low[2 * half][lane] = b;
+      words.high[2 * half + 1][lane] = c, words.low[2 * half + 1][lane] = d;
+    }
+}
+
+} // namespace
+#endif
+
+namespace {
+
+// Numbers of GROUP places. Not inlined: among other code the compiler no longer sees that these loops are vectors.
+__attribute__((noinline)) void philox(const Keys &keys, uint64_t step, uint64_t group, float *__restrict out) {
+  Words words;
+  philox_words(keys, step, 2 * group * LANES, words);
+  for (int n = 0; n < 4; ++n)
+    for (int lane = 0; lane < LANES; ++lane) {
+      const uint32_t rest = words.low[n][lane];
+      words.low[n][lane] = (rest & 0xffu) << 13, words.angle[n][lane] = rest & 0xffffff00u;
+    }
+  normals(words, out);
 }
 
 UNLEARN_INLINE void quarter_round(uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d) {
@@ -160,7 +160,8 @@ UNLEARN_INLINE void quarter_round(uint32_t &a, uint32_t &b, uint32_t &c, uint32_
 
 __attribute__((noinline)) void chacha(const Draw &draw, uint64_t group, float *__restrict out) {
   const uint32_t low = uint32_t(group * LANES), high = uint32_t((group * LANES) >> 32);
-  float rows[8][LANES];
+  alignas(64) float rows[8 * LANES];
+  Words words;
 #pragma GCC ivdep
   for (int lane = 0; lane < LANES; ++lane) {
     const uint32_t start[16] = {0x61707865u, 0x3320646eu, 0x79622d32u, 0x6b206574u, draw.key[0], draw.key[1],
@@ -176,17 +177,24 @@ __attribute__((noinline)) void chacha(const Draw &draw, uint64_t group, float *_
       quarter_round(x0, x5, x10, x15), quarter_round(x1, x6, x11, x12);
       quarter_round(x2, x7, x8, x13), quarter_round(x3, x4, x9, x14);
     }
-    pair(x0 + start[0], (x1 + start[1]) >> 11, x2 + start[2], rows[0][lane], rows[1][lane]);
-    pair(x4 + start[4], (x5 + start[5]) >> 11, x6 + start[6], rows[2][lane], rows[3][lane]);
-    pair(x8 + start[8], (x9 + start[9]) >> 11, x10 + start[10], rows[4][lane], rows[5][lane]);
-    pair(x12 + start[12], (x13 + start[13]) >> 11, x14 + start[14], rows[6][lane], rows[7][lane]);
+    words.high[0][lane] = x0 + start[0], words.low[0][lane] = (x1 + start[1]) >> 11, words.angle[0][lane] = x2 + start[2];
+    words.high[1][lane] = x4 + start[4], words.low[1][lane] = (x5 + start[5]) >> 11, words.angle[1][lane] = x6 + start[6];
+    words.high[2][lane] = x8 + start[8], words.low[2][lane] = (x9 + start[9]) >> 11, words.angle[2][lane] = x10 + start[10];
+    words.high[3][lane] = x12 + start[12], words.low[3][lane] = (x13 + start[13]) >> 11, words.angle[3][lane] = x14 + start[14];
   }
+  normals(words, rows);
   for (int lane = 0; lane < LANES; ++lane)
-    for (int row = 0; row < 8; ++row) out[lane * 8 + row] = rows[row][lane];
+    for (int row = 0; row < 8; ++row) out[lane * 8 + row] = rows[row * LANES + lane];
 }
 
-UNLEARN_INLINE void fill(const Draw &draw, uint64_t group, float *__restrict out) {
-  draw.cipher == 2 ? chacha(draw, group, out) : philox(draw, group, out);
-}
+// A draw, and what is made of it once.
+struct Source {
+  const Draw &draw;
+  Keys keys;
+  explicit Source(const Draw &given) : draw(given), keys(given) {}
+  UNLEARN_INLINE void fill(uint64_t group, float *__restrict out) const {
+    draw.cipher == 2 ? chacha(draw, group, out) : philox(keys, draw.step, group, out);
+  }
+};
 
 } // namespace

@@ -55,6 +55,7 @@ class Kernels(Protocol):
         pull: float = 0.0,
         scale: float = 0.0,
         draw: Draw | None = None,
+        apart: bool = True,
     ) -> Tensor:
         """Write w over the weights.
 
@@ -68,6 +69,7 @@ class Kernels(Protocol):
             pull: k.
             scale: s.
             draw: which noise; None: none.
+            apart: whether |w - a|^2 is wanted. Where it is not, it may be NaN.
 
         Returns:
             |t - a - rho (p - a)|^2, |w - t|^2 and |w - a|^2 of what was written, fp64 [3].
@@ -130,6 +132,7 @@ class Reference:
         pull: float = 0.0,
         scale: float = 0.0,
         draw: Draw | None = None,
+        apart: bool = True,
     ) -> Tensor:
         """See `Kernels.move`."""
         sums = torch.zeros(3, dtype=torch.float64, device=weights.device)
@@ -140,11 +143,13 @@ class Reference:
             written = target
             if draw is not None:
                 written = target + scale * normal(draw, start + part.start, len(p), p.device)
-            for place, length in enumerate((target - drawn, written - target, written - a)):
+            for place, length in enumerate((target - drawn, written - target, *([written - a] if apart else []))):
                 sums[place] += length.double().square().sum()
             p.copy_(written)
             if copy is not None:
                 copy[part].copy_(written)
+        if not apart:
+            sums[2] = torch.nan
         return sums
 
     def project(

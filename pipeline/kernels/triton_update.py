@@ -260,6 +260,7 @@ class Triton:
         pull: float = 0.0,
         scale: float = 0.0,
         draw: Draw | None = None,
+        apart: bool = True,
     ) -> Tensor:
         """See `Kernels.move`."""
         out, count = _sums(weights, _programs(start, len(weights)), 3), len(weights)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from pipeline.kernels import build
 from pipeline.kernels.build import BuildError, built
 from pipeline.kernels.counter import Draw, normal
 from pipeline.kernels.cpu import Cpu
@@ -35,6 +36,14 @@ def cpu() -> Cpu:
         return Cpu(built())
     except BuildError as fault:
         pytest.skip(str(fault))
+
+
+@pytest.fixture(scope="module")
+def portable(cpu: Cpu, tmp_path_factory: pytest.TempPathFactory) -> Cpu:
+    """Compiled for no processor in particular."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "NATIVE", ())
+        return Cpu(built(str(tmp_path_factory.mktemp("portable"))))
 
 
 @pytest.fixture
@@ -118,6 +127,37 @@ def test_noise_is_made_by_vectors(cpu: Cpu, threads: Any, draw: Draw) -> None:
     cost = min(seconds(lambda: cpu.normal(draw, 0, count)) for _ in range(7))
     base = min(seconds(lambda: cpu.square(vector, start=0)) for _ in range(7))
     assert cost < 40 * base
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "none"])
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.cipher if draw else "none")
+def test_a_library_for_any_processor_gives_the_same_bits(cpu: Cpu, portable: Cpu, draw: Draw | None, kind: str) -> None:
+    """By hand or by the compiler, with vectors of sixteen or four: numbers, weights, copies and sums."""
+    found = []
+    for kernels in (cpu, portable):
+        weights, gradient, anchor, copy = vectors(3 * BLOCK + 1234, seed=3, low=kind == "bf16")
+        options: Any = {"start": 77, "anchor": anchor, "copy": copy}
+        given = None if kind == "none" else gradient
+        sums = [kernels.square(gradient, start=77)[None]]
+        sums.append(kernels.move(weights, given, rho=0.9, pull=0.1, scale=0.2, draw=draw, **options))
+        moved, first = weights.clone(), copy.clone()
+        sums.append(kernels.project(weights, factor=0.3, **options)[None])
+        sums.append(kernels.move(weights, given, start=(1 << 35) - 100, pull=0.1, scale=0.2, draw=draw))
+        numbers = kernels.normal(draw, (1 << 40) - 100, 70_000) if draw else torch.zeros(1)
+        found.append([moved, first, weights, copy, numbers, torch.cat(sums)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.cipher if draw else "none")
+def test_a_distance_that_nobody_asks_for_changes_nothing_else(cpu: Cpu, draw: Draw | None) -> None:
+    found = []
+    for kernels, apart in ((cpu, True), (cpu, False), (Reference(), False)):
+        weights, gradient, anchor, copy = vectors(BLOCK + 99, seed=4)
+        sums = kernels.move(weights, gradient, start=5, anchor=anchor, copy=copy, pull=0.1, scale=0.2, draw=draw, apart=apart)
+        assert bool(sums[2].isfinite()) == apart
+        found.append((weights, copy, sums[:2]))
+    assert all(torch.equal(one, other) for one, other in zip(*found[:2], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(found[0][:2], found[2][:2], strict=True))
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.cipher if draw else "none")
