@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from launch import torchrun
 from launch.show import size_text
 from launch.worker import run_worker
@@ -19,6 +17,7 @@ from pipeline.errors import ConfigError, IntegrityError
 from pipeline.orders import ErasurePlan, IndexAnswer, IndexOrder
 from pipeline.records import Erasure
 from pipeline.storage import absolute, exists, list_files
+from pipeline.written import NotYAML, load
 
 __all__ = ["answer_lines", "carry_out", "erasure_lines", "find_run", "index_order", "plan_lines"]
 
@@ -69,8 +68,8 @@ def index_order(source: str, overrides: list[str], *, output: str, on_error: str
         if not equals or not name:
             raise ConfigError(f"'{text}': not of the form field=value", "write e.g. root=/data/photos")
         try:
-            fields[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            fields[name] = load(value)
+        except NotYAML:
             fields[name] = value
     address = any(mark in source for mark in "/*{") or source.endswith(".tar") or os.path.isdir(source)
     address = address and source not in packaged("source")  # a folder that happens to be called like a source

@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launch import torchrun
 from launch.forkserver import ForkServer, serving
 from launch.worker import run_worker, terminable
@@ -32,6 +30,7 @@ from pipeline.errors import CheckpointError, ConfigError, GateFailed, IntegrityE
 from pipeline.records import RequestBatch, record
 from pipeline.requests import batch_digest
 from pipeline.storage import exists, is_local, join, lock, publish_bytes, read_bytes, remove_tree
+from pipeline.written import dump
 
 __all__ = [
     "MethodFailed",
@@ -104,7 +103,7 @@ def refuse_erased(folder: str) -> None:
 def _saved(config: RunConfig) -> bytes:
     """The configuration that the run folder keeps: no raw keys, and no path to a file that holds them."""
     bare = dataclasses.replace(config, requests="", embedded_requests=())
-    return yaml.safe_dump(plain(bare), sort_keys=True, allow_unicode=True).encode()
+    return dump(plain(bare)).encode()
 
 
 def check_parts(config: RunConfig, *, to_stderr: bool = False, forks: ForkServer | None = None) -> None:

@@ -13,12 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.decode import closest
 from pipeline.errors import ConfigError
 from pipeline.records import record
 from pipeline.storage import read_bytes
+from pipeline.written import NotYAML, load, load_words
 
 __all__ = [
     "CONFIGS",
@@ -48,11 +47,14 @@ def packaged(group: str) -> dict[str, Path]:
 
 
 def read_yaml(uri: str) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping."""
+    """A YAML file whose top level is a mapping. What stands below `requests` are words: a key 0017 is no number."""
     try:
-        content = yaml.safe_load(read_bytes(uri).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{uri}: not YAML: {' '.join(str(fault).split())}", "correct the file") from None
+        text = read_bytes(uri).decode()
+        content = load(text)
+        if isinstance(content, dict) and "requests" in content:
+            content["requests"] = load_words(text)["requests"]
+    except ValueError as fault:  # no UTF-8, no YAML
+        raise ConfigError(f"{uri}: not YAML: {fault}", "correct the file") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{uri}: the top level must be a mapping", "write key: value lines")
     return content
@@ -75,8 +77,8 @@ def assignments(overrides: list[str], groups: Collection[str] = ()) -> dict[str,
         if not mark or not all(path.split(".")):
             raise ConfigError(f"'{text}': not of the form key=value", "write e.g. engine.zero_stage=2")
         try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
+            nested: Any = load_words(value) if path == "requests" else load(value)
+        except NotYAML:
             nested = value
         for key in reversed(path.split(".")):
             nested = {key: nested}

@@ -15,12 +15,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
 from pipeline.decode import decode, digest
 from pipeline.errors import ConfigError
 from pipeline.records import DeletionRequest, RequestBatch, Selector
 from pipeline.storage import read_bytes
+from pipeline.written import load_words
 
 __all__ = ["PLANTED", "batch_digest", "parse", "read_requests"]
 
@@ -34,42 +33,66 @@ SELECTORS = {
 
 
 def read_requests(uri: str) -> RequestBatch:
-    """Read a request file. Raises ConfigError that names file, entry and field."""
-    text = read_bytes(uri).decode("utf-8", errors="replace")
+    """Read a request file. In YAML each value is the text that stands there: a key 0017 is no number.
+
+    Raises:
+        ConfigError: names file, entry and field.
+    """
     kind = uri.rsplit(".", 1)[-1].lower()
     try:
+        text = read_bytes(uri).decode("utf-8-sig")  # spreadsheets put a byte order mark first
         if kind in ("yaml", "yml"):
-            entries = yaml.safe_load(text) or []
+            entries = load_words(text) or []
         elif kind in ("jsonl", "ndjson"):
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries = [_json_entry(line) for line in text.splitlines() if line.strip()]
         elif kind == "csv":
             entries = _csv_entries(text, uri)
         else:
             raise ConfigError(f"{uri}: request file of unknown kind", "use .yaml, .csv or .jsonl")
-    except (yaml.YAMLError, json.JSONDecodeError, csv.Error) as fault:
+    except (ValueError, csv.Error) as fault:
         raise ConfigError(f"{uri}: not readable as {kind}: {' '.join(str(fault).split())}", "correct the file") from None
     if isinstance(entries, Mapping):
         entries = entries.get("requests", [])
     return parse(entries, where=uri)
 
 
+def _json_entry(line: str) -> Any:
+    """What stands on the line; numbers as they are written, because 1.10 may be a key."""
+    return json.loads(line, object_pairs_hook=_each_once, parse_float=str, parse_int=str)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The entry that is made of these pairs. A second value of one field would push the first one out."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        raise ValueError(f"a field of {', '.join(entry)} stands twice in one entry")
+    return entry
+
+
 def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
     rows = csv.DictReader(io.StringIO(text))
-    missing = {"kind", "value"} - set(rows.fieldnames or ())
+    columns = [name.strip() for name in rows.fieldnames or ()]
+    missing = {"kind", "value"} - set(columns)
     if missing:
         raise ConfigError(f"{where}: no column {', '.join(sorted(missing))}", "columns: request_id, kind, value")
+    if len(set(columns)) < len(columns):
+        raise ConfigError(f"{where}: two columns of one name", "give each column once")
+    rows.fieldnames = columns
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ConfigError(f"{where}: row {number}: more cells than columns", "put a value that holds a comma in quotes")
         name, kind, value = row.get("request_id") or f"r{number}", (row["kind"] or "").strip(), (row["value"] or "").strip()
         if kind not in SELECTORS or not value:
             raise ConfigError(
                 f"{where}: row {number}: kind '{kind}', value '{value}'",
                 "kind: label, key, prefix, digest or likeness, with a value",
             )
-        rest = {k: v for k, v in row.items() if k not in ("kind", "value", "request_id") and k and v}
-        entries.setdefault((name, SELECTORS[kind]), {"request_id": name, **rest, SELECTORS[kind]: []})[SELECTORS[kind]].append(
-            value
-        )
+        entry = entries.setdefault((name, SELECTORS[kind]), {"request_id": name, SELECTORS[kind]: []})
+        entry[SELECTORS[kind]].append(value)
+        for field, said in row.items():
+            if said and field not in ("kind", "value", "request_id") and entry.setdefault(field, said) != said:
+                raise ConfigError(f"{where}: row {number}: another {field} than an earlier row of {name}", "say it once")
     return list(entries.values())
 
 
@@ -90,10 +113,10 @@ def _request(entry: Any, where: str) -> DeletionRequest:
     if len(chosen) != 1:
         raise ConfigError(f"{where}: names {len(chosen)} of label, keys, prefix, digest, likeness", "name exactly one")
     given = entry[chosen[0]]
-    values = tuple(str(value) for value in (given if isinstance(given, list) else [given]))
+    values = tuple("" if value is None else str(value) for value in (given if isinstance(given, list) else [given]))
     if not values or not all(values):
         raise ConfigError(f"{where}: {chosen[0]}: empty", "name at least one value")
-    rest = {key: value if isinstance(value, str) else str(value) for key, value in entry.items() if key != chosen[0]}
+    rest = {key: str(value) for key, value in entry.items() if key != chosen[0] and value is not None}
     rest.setdefault("request_id", where.rsplit(" ", 1)[-1])
     selector = {"kind": SELECTORS[chosen[0]], "values": list(values)}
     return decode(DeletionRequest, {**rest, "selector": selector}, where=where)

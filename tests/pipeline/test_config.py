@@ -135,6 +135,33 @@ def test_numbers_that_are_not_finite_are_refused_by_name(text: str) -> None:
     assert text.partition("=")[0].rpartition(".")[2] in caught.value.message
 
 
+@pytest.mark.parametrize("rate", ["1e-4", "1E-4", "1.0e-4", "0.0001"])
+def test_a_rate_may_be_written_as_people_write_it(tmp_path: Path, rate: str) -> None:
+    config = resolve(str(write_run_file(tmp_path)), [f"train.learning_rate={rate}", f"method.forget.learning_rate={rate}"])
+    assert config.train.learning_rate == config.method["forget"]["learning_rate"] == 1e-4
+    file = write_run_file(tmp_path)
+    file.write_text(file.read_text().replace("learning_rate: 0.003", f"learning_rate: {rate}"))
+    assert resolve(str(file)).train.learning_rate == 1e-4
+
+
+def test_requests_in_a_run_file_and_on_the_command_line_are_words(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "requests": "HERE"}, sort_keys=True))
+    text = "[{request_id: 007, keys: [0017, 1e4, 1.10], subject: }, {label: no}]"
+    file.write_text(file.read_text().replace("HERE", text))
+    for config in (resolve(str(file)), resolve(str(write_run_file(tmp_path)), [f"requests={text}"])):
+        first, second = read_batch(config).requests
+        assert (first.request_id, first.selector.values, first.subject) == ("007", ("0017", "1e4", "1.10"), "")
+        assert second.selector.values == ("no",)
+
+
+def test_a_field_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    file.write_text(f"{file.read_text()}seed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: not YAML: line \d+, column 1: 'seed' stands twice"):
+        resolve(str(file))
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_another_part_and_its_field_may_be_given_in_either_order(tmp_path: Path, turned: bool) -> None:
     overrides = ["task=outpaint", "task.hidden_share=0.5"]

@@ -75,6 +75,17 @@ def test_a_digest_of_digits_alone_is_a_text(tmp_path: Path) -> None:
         ("r.csv", "kind,value\nlabel,\n", "row 1"),
         ("r.csv", "kind,value\ncolour,red\n", "row 1: kind 'colour'"),
         ("r.txt", "x", "unknown kind"),
+        ("r.yaml", "- {request_id: r1, key: a, key: b}", "line 1, column 28: 'key' stands twice"),
+        ("r.yaml", "- {request_id: r1, key: }", "entry 1: key: empty"),
+        ("r.yaml", "- {request_id: r1, keys: [a, ~]}", "entry 1: keys: empty"),
+        ("r.jsonl", '{"request_id": "r1", "key": "a", "key": "b"}', "a field of request_id, key stands twice"),
+        ("r.csv", "kind,value\nkey,a\nkey,b,c.jpg\n", "row 2: more cells than columns"),
+        ("r.csv", "kind,value,value\nkey,a,b\n", "two columns of one name"),
+        (
+            "r.csv",
+            "request_id,kind,value,copies\nr1,key,a,stop\nr1,key,b,ignore\n",
+            "row 2: another copies than an earlier row of r1",
+        ),
     ],
 )
 def test_faults_are_named(tmp_path: Path, name: str, text: str, words: str) -> None:
@@ -82,6 +93,40 @@ def test_faults_are_named(tmp_path: Path, name: str, text: str, words: str) -> N
     with pytest.raises(ConfigError, match=words) as caught:
         read_requests(str(tmp_path / name))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["0017", "no", "1e4", "1:30", "1.10", "2026-11-24", "0x1F", "1_000", "12345678901234567890123"])
+def test_a_key_is_the_text_that_stands_there(tmp_path: Path, key: str) -> None:
+    texts = {
+        "r.yaml": f"- {{request_id: r1, key: {key}, subject: {key}}}\n- {{request_id: r2, keys: [{key}, a]}}\n",
+        "r.csv": f"request_id,kind,value,subject\nr1,key,{key},{key}\nr2,key,{key},\nr2,key,a,\n",
+    }
+    if key in ("1.10", "12345678901234567890123"):
+        texts["r.jsonl"] = (
+            f'{{"request_id": "r1", "key": {key}, "subject": {key}}}\n{{"request_id": "r2", "keys": [{key}, "a"]}}\n'
+        )
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        first, second = read_requests(str(tmp_path / name)).requests
+        assert (first.selector.values, first.subject, second.selector.values) == ((key,), key, (key, "a")), name
+
+
+def test_a_field_without_a_value_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("- {request_id: r1, key: a, subject: , note: ~, copies: null}\n")
+    assert read_requests(str(tmp_path / "r.yaml")) == parse([{"request_id": "r1", "key": "a"}], where="run")
+
+
+def test_a_spreadsheets_byte_order_mark_and_spaces_in_its_header_hide_no_column(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes("\ufeffrequest_id, kind, value, note\nr7,key,a,\nr7,key,b,later\n".encode())
+    (request,) = read_requests(str(tmp_path / "r.csv")).requests
+    assert (request.request_id, request.selector.values, request.note) == ("r7", ("a", "b"), "later")
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    for name, text in (("r.csv", "kind,value\nlabel,café\n"), ("r.yaml", "- label: café\n"), ("r.jsonl", '{"label": "café"}')):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError, match=f"{name}: not readable as .*utf-8"):
+            read_requests(str(tmp_path / name))
 
 
 names = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=4)
