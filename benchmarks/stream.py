@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import gc
 import itertools
 import os
 import subprocess
@@ -253,6 +254,7 @@ def main() -> None:
         segments = index(corpus, folder)
         for part in given.parts:
             print(f"\n{globals()[part](corpus, segments, given)}", flush=True)
+            gc.collect()  # or a process forked for the next part takes the loaders for its own, and complains
 
 
 if __name__ == "__main__":
