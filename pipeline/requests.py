@@ -44,7 +44,8 @@ def read_requests(uri: str) -> RequestBatch:
         if kind in ("yaml", "yml"):
             entries = load_words(text) or []
         elif kind in ("jsonl", "ndjson"):
-            entries = [_json_entry(line) for line in text.splitlines() if line.strip()]
+            # Not by splitlines: U+2028 and its like may stand in a key.
+            entries = [_json_entry(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         elif kind == "csv":
             entries = _csv_entries(text, uri)
         else:
@@ -56,9 +57,14 @@ def read_requests(uri: str) -> RequestBatch:
     return parse(entries, where=uri)
 
 
-def _json_entry(line: str) -> Any:
+def _json_entry(line: str, number: int) -> Any:
     """What stands on the line; numbers as they are written, because 1.10 may be a key."""
-    return json.loads(line, object_pairs_hook=_each_once, parse_float=str, parse_int=str)
+    try:
+        return json.loads(line, object_pairs_hook=_each_once, parse_float=str, parse_int=str)
+    except json.JSONDecodeError as fault:
+        raise ValueError(f"line {number}, column {fault.colno}: {fault.msg}") from None
+    except ValueError as fault:
+        raise ValueError(f"line {number}: {fault}") from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def test_a_digest_of_digits_alone_is_a_text(tmp_path: Path) -> None:
         ("r.yaml", "- just text", "entry 1: not a mapping"),
         ("r.yaml", "a: [1", "not readable as yaml"),
         ("r.jsonl", "{", "not readable as jsonl"),
+        ("r.jsonl", '{"key": "a"}\n\n{"key": }\n', "not readable as jsonl: line 3, column 9"),
         ("r.csv", "id,what\n1,2\n", "no column kind, value"),
         ("r.csv", "kind,value\nlabel,\n", "row 1"),
         ("r.csv", "kind,value\ncolour,red\n", "row 1: kind 'colour'"),
@@ -78,7 +79,7 @@ def test_a_digest_of_digits_alone_is_a_text(tmp_path: Path) -> None:
         ("r.yaml", "- {request_id: r1, key: a, key: b}", "line 1, column 28: 'key' stands twice"),
         ("r.yaml", "- {request_id: r1, key: }", "entry 1: key: empty"),
         ("r.yaml", "- {request_id: r1, keys: [a, ~]}", "entry 1: keys: empty"),
-        ("r.jsonl", '{"request_id": "r1", "key": "a", "key": "b"}', "a field of request_id, key stands twice"),
+        ("r.jsonl", '{"request_id": "r1", "key": "a", "key": "b"}', "line 1: a field of request_id, key stands twice"),
         ("r.csv", "kind,value\nkey,a\nkey,b,c.jpg\n", "row 2: more cells than columns"),
         ("r.csv", "kind,value,value\nkey,a,b\n", "two columns of one name"),
         (
@@ -114,6 +115,15 @@ def test_a_key_is_the_text_that_stands_there(tmp_path: Path, key: str) -> None:
 def test_a_field_without_a_value_is_as_if_it_were_not_there(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("- {request_id: r1, key: a, subject: , note: ~, copies: null}\n")
     assert read_requests(str(tmp_path / "r.yaml")) == parse([{"request_id": "r1", "key": "a"}], where="run")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_of_json_ends_where_json_lines_end(tmp_path: Path, end: str) -> None:
+    odd = "a\u2028b\x85c"
+    (tmp_path / "r.jsonl").write_bytes(
+        f'{{"request_id": "r1", "key": "{odd}"}}{end}{{"request_id": "r2", "key": "d"}}{end}'.encode()
+    )
+    assert [request.selector.values for request in read_requests(str(tmp_path / "r.jsonl")).requests] == [(odd,), ("d",)]
 
 
 def test_a_spreadsheets_byte_order_mark_and_spaces_in_its_header_hide_no_column(tmp_path: Path) -> None:
