@@ -49,6 +49,8 @@ class OptimizerConfig:
     warmup_steps: int = 0
     decay: bool = True
     weight_decay: float = 0.0
+    momentum: float = 0.9
+    """Beta_1."""
     clip: float = 1.0
 
     def rate(self, step: int) -> float:
@@ -150,7 +152,7 @@ class Backend:
         moves = self._steps or torch.optim.AdamW(
             moving,
             lr=optimizer.learning_rate,
-            betas=(0.9, 0.95),
+            betas=(optimizer.momentum, 0.95),
             weight_decay=optimizer.weight_decay,
             fused=self._fused,
         )

@@ -28,6 +28,7 @@ __all__ = [
     "PairedConfig",
     "PhasePlan",
     "RetainConfig",
+    "Views",
     "group_means",
     "joint_losses",
     "mean_loss",
@@ -50,6 +51,10 @@ def _no_model() -> ImageModel:
     raise RuntimeError("no model in this context")
 
 
+Views = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Visible and true images, region and draws; see `ImageModel.forward`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossContext:
     """What a loss needs from outside: the task, the device, an exact sum over ranks, and the original.
@@ -68,7 +73,7 @@ class LossContext:
     shadow: Callable[[], ImageModel] = _no_model
     shadowed: frozenset[int] = frozenset()
 
-    def views(self, *batches: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def views(self, *batches: Batch) -> Views:
         """Visible and true images, region and draws of one or more batches, joined; see `ImageModel.forward`."""
         images = torch.cat([to_tensor(batch.images, self.device) for batch in batches])
         draws = torch.cat([torch.from_numpy(batch.draws) for batch in batches]).to(self.device)
@@ -80,19 +85,20 @@ class LossContext:
         found: Tensor = model(*self.views(*batches), want).float()
         return torch.split(found, [len(batch.weights) for batch in batches])
 
-    def with_predictions(self, model: nn.Module, *batches: Batch) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
-        """Losses of one or more batches, fp32 [n] each, and for the last one the model's predictions, fp32 [n, ...], and views.
+    def with_predictions(
+        self, model: nn.Module, *batches: Batch
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Views, ...]]:
+        """Of each batch its losses, fp32 [n], the model's predictions, fp32 [n, ...], and views.
 
         One forward pass where the model can: ZeRO 3 then gathers its weights once.
         """
         views, sizes = self.views(*batches), [len(batch.weights) for batch in batches]
-        last = tuple(view[-sizes[-1] :] for view in views)
         if self.shape().gives_both:
             found, predicted = model(*views, "both")
-            predicted = predicted[-sizes[-1] :]
         else:
-            found, predicted = model(*views, "loss"), model(*last, "prediction")
-        return torch.split(found.float(), sizes), predicted.float(), last
+            found, predicted = model(*views, "loss"), model(*views, "prediction")
+        parts = zip(*(torch.split(view, sizes) for view in views), strict=True)
+        return torch.split(found.float(), sizes), torch.split(predicted.float(), sizes), tuple(parts)
 
     def weights(self, batch: Batch) -> Tensor:
         """Weights of a batch's samples, fp32 [n]."""
@@ -113,15 +119,16 @@ class PhasePlan:
     offered one pass of forget batches before the first step, may move parameters or put hooks on them, and returns the sample
     gradients it took · bounds: largest allowed value of measures · levels: the level to reach of each group, and `reached` how
     much of it ends phase 1 · retain_floor: phase 1 goes back to its last good state where unseen retained images lose more than
-    this factor of the original's loss · optimizer: AdamW, or plain steps (`pipeline.engine.fused.FusedAscent`) with `step_noise`
-    on each weight and at most `ball` away from where the phase starts · noise: standard deviation of Gaussian noise on each
-    weight at the end.
+    this factor of the original's loss · momentum: beta_1 of AdamW · optimizer: AdamW, or plain steps
+    (`pipeline.engine.fused.FusedAscent`) with `step_noise` on each weight and at most `ball` away from where the phase starts ·
+    noise: standard deviation of Gaussian noise on each weight at the end.
     """
 
     loss: Loss
     reads: tuple[Literal["forget", "retain"], ...]
     batch_sizes: tuple[int, ...]
     learning_rate: float
+    momentum: float = 0.9
     clip: float = 1.0
     decay: bool = True
     warmup_steps: int = 0

@@ -2,11 +2,14 @@
 
 After arXiv 2502.04260. The level is that of images the model never saw, so forget images end as unseen ones do, no
 better and no worse. Plain fine-tuning after the ascent brings forgotten images back, because retained images teach the
-same completion; a guard during retention prevents it. (Lambda, guard and imitation are ours, not the paper's.)
+same completion; a guard during retention prevents it. (Lambda, guard, imitation and distillation are ours, not the paper's.)
 
 A level fixes the mean of a class's errors and leaves their distribution open: easy images end too hard, hard ones too
 easy. The shadow that gave the level never saw the class, so the guard has the model imitate its answers instead. Single
 images, of which no shadow is made, are held at their level.
+
+What the original answers on retained images is what they are to teach again, without the noise of single images: a phase 2
+that distils it takes half the samples of one that learns from true pixels, for the same loss on unseen retained images.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from pipeline.config import NotNegative, NotNegativeFloat, Positive, PositiveFloat
 from pipeline.data.stream import Batch
 from pipeline.errors import ConfigError
-from pipeline.methods.base import LossContext, Losses, PhasePlan, group_means, mean_loss, plain_loss
+from pipeline.methods.base import LossContext, Losses, PhasePlan, Views, group_means, mean_loss, plain_loss
+from pipeline.models.base import ImageModel
 from pipeline.privacy.mechanism import CertifyConfig, certify_config, mechanism_of
 from pipeline.records import record
 
@@ -89,7 +93,7 @@ class AscentConfig:
 class RetentionConfig:
     """Phase 2."""
 
-    share: PositiveFloat = 0.075
+    share: PositiveFloat = 0.042
     """Length: samples of both streams, as a share of those of retraining; at least 1 step."""
     batch_size: Positive = 96
     """Global batch of retained images."""
@@ -99,8 +103,13 @@ class RetentionConfig:
     """Beta, the weight of the distance of a group's mean loss from its lambda."""
     imitation_weight: NotNegativeFloat = 0.5
     """Gamma, the weight of the distance of the model's answers from the shadow's, on classes."""
-    learning_rate: PositiveFloat = 5e-4
+    distillation: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Alpha, how much of what retained images teach is the original's answer to them; the rest is the true image. 0 saves a
+    forward pass of the original, and its memory, and then a share of 0.075, a rate of 5e-4 and a momentum of 0.9 do as well."""
+    learning_rate: PositiveFloat = 1e-3
     """Peak of AdamW's cosine schedule."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.8
+    """Beta_1 of AdamW. A phase of a few dozen steps has no time for a mean over more than a few of them."""
     warmup_steps: NotNegative = 5
     """Linear rise to the peak."""
     clip: PositiveFloat = 1.0
@@ -158,13 +167,16 @@ class Decouple:
             measures[f"forget_loss_{number}"] = float(means[number])
         return total, measures, int(counts.sum())
 
-    def _imitate(self, predicted: Tensor, views: tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, float, int]:
-        """mean d(model, shadow) over the images of shadowed groups: this rank's share, the mean, and of how many images."""
+    def _distance(self, theirs: ImageModel, predicted: Tensor, views: Views) -> Tensor:
+        """d(model, a frozen model) of each image, fp32 [n]."""
         with torch.no_grad():
-            theirs = self._context.shadow()(*views, "prediction").float()
-        distance = self._context.shape().distance(predicted, theirs, views[2])
+            answers = theirs(*views, "prediction").float()
+        return self._context.shape().distance(predicted, answers, views[2])
+
+    def _imitate(self, predicted: Tensor, views: Views, batch: Batch) -> tuple[Tensor, float, int]:
+        """mean d(model, shadow) over the images of shadowed groups: this rank's share, the mean, and of how many images."""
         ours = dataclasses.replace(batch, weights=batch.weights * np.isin(np.maximum(batch.groups, 0), self._imitated))
-        return mean_loss(distance, ours, self._context)
+        return mean_loss(self._distance(self._context.shadow(), predicted, views), ours, self._context)
 
     def forget_loss(self, model: nn.Module, batch: Batch) -> Losses:
         """Phase 1: ascent on every group below its lambda; a group that overshoots within a pass is held."""
@@ -173,23 +185,28 @@ class Decouple:
         return Losses(total=total, measures=measures, samples=samples)
 
     def retain_loss(self, model: nn.Module, batch: tuple[Batch, Batch]) -> Losses:
-        """Phase 2: L_retain + beta * sum over held g of |mean loss of g - lambda_g| + gamma * mean d(model, shadow)."""
-        (retained, forgotten), weights = batch, self.config.retain
-        held = any(level is not None for level in self._held)
-        if self._imitated:
-            losses, predicted, views = self._context.with_predictions(model, retained, forgotten)
+        """Phase 2: L_kept + beta * sum over held g of |mean loss of g - lambda_g| + gamma * mean d(model, shadow).
+
+        L_kept is the mean over retained images of (1 - alpha) loss + alpha d(model, original).
+        """
+        weights, context, passes = self.config.retain, self._context, 1
+        if self._imitated or weights.distillation:
+            losses, predicted, views = context.with_predictions(model, *batch)
+            passes = 1 if context.shape().gives_both else 2
         else:
-            losses = self._context.per_sample(model, retained, forgotten)
-        total, mean, samples = mean_loss(losses[0], retained, self._context)
-        measures = {"retain_loss": mean}
-        if held:
-            guard, found, count = self._hold(losses[1], forgotten, self._held)
-            total, samples, measures = total + weights.guard_weight * guard, samples + count, measures | found
+            losses = context.per_sample(model, *batch)
+        kept = losses[0]
+        if weights.distillation:
+            kept = torch.lerp(kept, self._distance(context.teacher(), predicted[0], views[0]), weights.distillation)
+        total, mean, samples = mean_loss(kept, batch[0], context)
+        measures, count = {"retain_loss": mean}, 0
         if self._imitated:
-            distance, far, count = self._imitate(predicted, views, forgotten)
+            distance, far, count = self._imitate(predicted[1], views[1], batch[1])
             total, measures = total + weights.imitation_weight * distance, measures | {"imitation": far}
-            samples += 0 if held and self._context.shape().gives_both else count  # of both, one gradient is taken
-        return Losses(total=total, measures=measures, samples=samples)
+        if any(level is not None for level in self._held):
+            guard, found, count = self._hold(losses[1], batch[1], self._held)
+            total, measures = total + weights.guard_weight * guard, measures | found
+        return Losses(total=total, measures=measures, samples=passes * (samples + count))
 
     def forgetting(self) -> PhasePlan:
         """Phase 1: ascent until each group has reached its lambda."""
@@ -222,6 +239,7 @@ class Decouple:
             reads=("retain", "forget") if guarded else ("retain",),
             batch_sizes=(retain.batch_size, retain.guard_batch_size) if guarded else (retain.batch_size,),
             learning_rate=retain.learning_rate,
+            momentum=retain.momentum,
             warmup_steps=retain.warmup_steps,
             clip=retain.clip,
             share=retain.share,

@@ -121,6 +121,7 @@ def carry_out(
         warmup_steps=train.warmup_steps if plan.as_training else plan.warmup_steps,
         weight_decay=train.weight_decay if plan.as_training else 0.0,
         decay=plan.decay,
+        momentum=plan.momentum,
         clip=plan.clip,
     )
     armed = guard(model, feed, parts[0]) if guard else None

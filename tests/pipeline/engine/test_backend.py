@@ -38,13 +38,12 @@ def _steps(backend: Backend, first: int, count: int) -> None:
         backend.step(step)
 
 
-def _backend(stage: int, precision: str, seed: int = 0, *, compiled: bool = False) -> Backend:
+def _backend(stage: int, precision: str, seed: int = 0, *, compiled: bool = False, momentum: float = 0.9) -> Backend:
     torch.manual_seed(seed)
     model = build(Config(image_size=8, width=16, latent=16)).to(group().device)
     engine = EngineConfig(zero_stage=stage, precision=precision, compile=compiled)
-    return Backend(
-        model, engine=engine, optimizer=OptimizerConfig(learning_rate=1e-2, steps=8, clip=0.5), micro_batch=3, group=group()
-    )
+    optimizer = OptimizerConfig(learning_rate=1e-2, steps=8, clip=0.5, momentum=momentum)
+    return Backend(model, engine=engine, optimizer=optimizer, micro_batch=3, group=group())
 
 
 def untouched() -> dict[str, tuple[dict, dict]]:
@@ -230,6 +229,41 @@ def _taken_by_a_step(stage: int) -> tuple[int, int]:
 def test_a_step_of_adamw_on_a_cpu_has_no_temporaries(stage: int) -> None:
     for taken, weights in run_distributed(_taken_by_a_step, 2, stage):
         assert taken < 0.1 * weights, f"{taken} bytes of {weights}"
+
+
+def _with_momentum(momentum: float) -> tuple[dict, dict]:
+    """Weights after four steps of the engine, and of AdamW written out over the same gradients."""
+    backend = _backend(1, "fp32", momentum=momentum)
+    torch.manual_seed(0)
+    model = build(Config(image_size=8, width=16, latent=16))
+    means = [torch.zeros_like(weight) for weight in model.parameters()]
+    squares = [torch.zeros_like(weight) for weight in model.parameters()]
+    for step in range(4):
+        images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        region = torch.zeros(6, 1, 8, 8, dtype=torch.bool)
+        region[:, :, 2:6, 2:6] = True
+        model(images.masked_fill(region, 0.5), images, region, torch.zeros(6, dtype=torch.int64)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        rate = OptimizerConfig(learning_rate=1e-2, steps=8).rate(step)
+        with torch.no_grad():
+            for weight, mean, square in zip(model.parameters(), means, squares, strict=True):
+                mean.lerp_(weight.grad, 1 - momentum)
+                square.mul_(0.95).addcmul_(weight.grad, weight.grad, value=0.05)
+                corrected = mean / (1 - momentum ** (step + 1))
+                weight.sub_(rate * corrected / ((square / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8))
+        model.zero_grad()
+    _steps(backend, 0, 4)
+    found = backend.weights()
+    backend.close()
+    return found, model.state_dict()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_momentum_is_the_beta_1_of_adamw(momentum: float) -> None:
+    for found, expected in run_distributed(_with_momentum, 2, momentum):
+        for name, weights in expected.items():
+            assert torch.allclose(found[name], weights, atol=2e-4), name
 
 
 def test_rate_rises_then_falls_to_nothing() -> None:

@@ -63,7 +63,7 @@ def test_padding_weighs_nothing() -> None:
 
 
 def test_guarded_retention_is_retain_mean_plus_weighted_distances() -> None:
-    model, method = Scale(), build(Config(retain=RetentionConfig(guard_weight=0.25)), (0.9, None), CONTEXT)
+    model, method = Scale(), build(Config(retain=RetentionConfig(guard_weight=0.25, distillation=0)), (0.9, None), CONTEXT)
     losses = method.retain_loss(model, (batch([102, 204], [-1, -1]), batch([51], [0])))
     assert gradient(losses.total, model) == pytest.approx(0.6 - 0.25 * 0.2, abs=1e-6)
     assert losses.measures["retain_loss"] == pytest.approx(0.6)
@@ -90,34 +90,61 @@ class Pairs(Squares):
         return (found, found) if views[-1] == "both" else found
 
 
+def frozen(scale: float) -> Squares:
+    model = Squares()
+    model.w.data.fill_(scale)
+    return model
+
+
 def shadowed(groups: set[int], shape: type[Squares] = Squares) -> LossContext:
-    shadow = Squares()
-    shadow.w.data.fill_(3.0)
-    return dataclasses.replace(CONTEXT, shape=shape, shadow=lambda: shadow, shadowed=frozenset(groups))  # type: ignore[arg-type]
+    shadow, original = frozen(3.0), frozen(2.0)
+    others = {"shadow": lambda: shadow, "teacher": lambda: original}
+    return dataclasses.replace(CONTEXT, shape=shape, shadowed=frozenset(groups), **others)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [Squares, Pairs])
 def test_a_shadowed_group_imitates_and_the_others_are_held(shape: type[Squares]) -> None:
     model, forgotten = shape(), batch([51, 102, 204], [0, 0, 1])  # errors 0.2 and 0.4 of group 0, 0.8 of group 1
     retained = batch([102, 204], [-1, -1])
-    weights = RetentionConfig(guard_weight=0.25, imitation_weight=0.5)
+    weights = RetentionConfig(guard_weight=0.25, imitation_weight=0.5, distillation=0)
     losses = build(Config(retain=weights), (0.9, 0.9), shadowed({0}, shape)).retain_loss(model, (retained, forgotten))
     towards = 2 * (1 - 3) * (0.2**2 + 0.4**2) / 2
     assert gradient(losses.total, model) == pytest.approx(0.6 - 0.25 * 0.8 + 0.5 * towards, abs=1e-6)
     assert losses.measures["imitation"] == pytest.approx(4 * 0.1) and losses.measures.keys() >= {"forget_loss_1"}
     assert "forget_loss_0" not in losses.measures
-    twice = 0 if isinstance(model, Pairs) else 2  # in two passes, a gradient is taken twice of what is read for both
-    assert losses.samples == 2 + 3 + twice
-    assert getattr(model, "passes", 2) == (2 if twice else 1)
+    passes = 1 if isinstance(model, Pairs) else 2  # in two, a gradient of each image is taken twice
+    assert losses.samples == passes * (2 + 3)
+    assert getattr(model, "passes", 2) == passes
+
+
+@pytest.mark.parametrize("shape", [Squares, Pairs])
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_retained_images_teach_the_originals_answers(shape: type[Squares], alpha: float) -> None:
+    model, context = shape(), shadowed(set(), shape)
+    both = (batch([102, 204, 255], [-1, -1, -1], [1.0, 1.0, 0.0]), batch([51], [0]))  # errors 0.4 and 0.8; one is padding
+    weights = RetentionConfig(guard_weight=0.25, distillation=alpha)
+    losses = build(Config(retain=weights), (0.9,), context).retain_loss(model, both)
+    towards = 2 * (1 - 2) * (0.4**2 + 0.8**2) / 2
+    assert gradient(losses.total, model) == pytest.approx((1 - alpha) * 0.6 + alpha * towards - 0.25 * 0.2, abs=1e-6)
+    assert losses.measures["retain_loss"] == pytest.approx((1 - alpha) * 0.6 + alpha * 0.4)
+    assert losses.samples == (1 if isinstance(model, Pairs) else 2) * (2 + 1)
+    assert context.teacher().w.grad is None and context.teacher().w.item() == 2.0
+
+
+def test_the_original_teaches_nothing_where_it_is_not_asked_for() -> None:
+    """`retention: plain` can earn a certificate, which an original that saw the forget images would spoil."""
+    plain = build(Config(retention="plain", retain=RetentionConfig(distillation=1.0)), (0.9,), CONTEXT).retention()
+    assert float(plain.loss(Scale(), batch([102, 204], [-1, -1])).total.detach()) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("shape", [Squares, Pairs])
 def test_without_a_held_group_forget_images_are_read_for_imitation_alone(shape: type[Squares]) -> None:
     model, both = shape(), (batch([102], [-1]), batch([51, 255], [0, 0], [1.0, 0.0]))
     context = shadowed({0}, shape)
-    losses = build(Config(retain=RetentionConfig(imitation_weight=1.0)), (0.9, None), context).retain_loss(model, both)
+    weights = RetentionConfig(imitation_weight=1.0, distillation=0)
+    losses = build(Config(retain=weights), (0.9, None), context).retain_loss(model, both)
     assert gradient(losses.total, model) == pytest.approx(0.4 + 2 * (1 - 3) * 0.2**2, abs=1e-6)
-    assert losses.samples == 2, "padding is no image"
+    assert losses.samples == (2 if isinstance(model, Pairs) else 4), "padding is no image"
     level = build(Config(retention="level"), (0.9, None), shadowed({0})).retain_loss(model, both)
     assert "imitation" not in level.measures and "forget_loss_0" in level.measures
 
@@ -156,6 +183,8 @@ def test_group_means_of_an_absent_group_are_zero_not_nan() -> None:
         ({"forget": {"runaway": 1.0}}, "forget.runaway"),
         ({"retain": {"guard_weight": -1.0}}, "retain.guard_weight"),
         ({"retain": {"imitation_weight": -1.0}}, "retain.imitation_weight"),
+        ({"retain": {"distillation": 1.5}}, "retain.distillation"),
+        ({"retain": {"momentum": 1.0}}, "retain.momentum"),
         ({"level": -0.1}, "level"),
         ({"level": {"class": 0}}, "level"),
         ({"level": {"person": 1.0}}, "level"),
