@@ -168,10 +168,11 @@ class Decouple:
         return total, measures, int(counts.sum())
 
     def _distance(self, theirs: ImageModel, predicted: Tensor, views: Views) -> Tensor:
-        """d(model, a frozen model) of each image, fp32 [n]."""
+        """d(model, a frozen model) of each image where training judges it, fp32 [n]."""
         with torch.no_grad():
             answers = theirs(*views, "prediction").float()
-        return self._context.shape().distance(predicted, answers, views[2])
+        shape = self._context.shape()
+        return shape.distance(predicted, answers, shape.judged(views[2], views[3]))
 
     def _imitate(self, predicted: Tensor, views: Views, batch: Batch) -> tuple[Tensor, float, int]:
         """mean d(model, shadow) over the images of shadowed groups: this rank's share, the mean, and of how many images."""

@@ -68,6 +68,14 @@ class ImageModel(nn.Module, abc.ABC):
         del region_B1HW
         return (prediction - other).square().flatten(1).mean(1)
 
+    def judged(self, region_B1HW: Tensor, draws_B: Tensor) -> Tensor:
+        """The pixels whose prediction training judges for these draws, bool [B, 1, H, W]; here the region.
+
+        A model that hides other parts than the region in training says here which: of the rest no loss ever asked anything.
+        """
+        del draws_B
+        return region_B1HW
+
     def random_prediction(self, prediction: Tensor, draws_B: Tensor) -> Tensor:
         """What a model that knows nothing would predict, of the shape of `prediction`: noise N(0.5, 0.25), clamped to [0, 1]."""
         noise = normal(draws_B, prediction[0].numel(), purpose=91).view_as(prediction)

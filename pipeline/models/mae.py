@@ -138,6 +138,10 @@ class MaskedAutoencoder(ImageModel):
         patches, size = (ranks_BL >= kept).view(-1, 1, self.side, self.side), self.patch_size
         return patches.repeat_interleave(size, 2).repeat_interleave(size, 3)
 
+    def judged(self, region_B1HW: Tensor, draws_B: Tensor) -> Tensor:
+        """See `ImageModel.judged`; all of the hidden patches where they are hidden at random."""
+        return region_B1HW if self.config.mask == "task" else self.hidden(region_B1HW, draws_B)
+
     def forward(
         self, visible_BCHW: Tensor, target_BCHW: Tensor, region_B1HW: Tensor, draws_B: Tensor, want: Want = "loss"
     ) -> Tensor | tuple[Tensor, Tensor]:

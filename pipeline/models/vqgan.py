@@ -159,6 +159,12 @@ class VQGAN(ImageModel):
         count = torch.ceil(share * among.sum(1)).clamp(min=1)
         return _lowest(scores.masked_fill(~among, math.inf), count) & among
 
+    def judged(self, region_B1HW: Tensor, draws_B: Tensor) -> Tensor:
+        """See `ImageModel.judged`; the cells of the codes that training hides."""
+        hidden = self._hidden(self._touched(region_B1HW, refuse=False), draws_B)
+        side = self.image_size // self.cell
+        return hidden.view(-1, 1, side, side).repeat_interleave(self.cell, 2).repeat_interleave(self.cell, 3)
+
     def _states(self, tokens_BT: Tensor, touched_BT: Tensor) -> Tensor:
         """Last hidden states [B, T, D]; a code inside the region is of type 1, any other of type 0."""
         given = {"position_ids": torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)}

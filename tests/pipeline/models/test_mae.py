@@ -67,10 +67,13 @@ def test_shapes_and_types_of_all_that_is_wanted(mask: str, channels: int) -> Non
 def test_the_loss_is_the_squared_error_of_judged_pixels_in_0_to_1(mask: str) -> None:
     model, views = _model(mask), _views()
     _, images, region, draws = views
-    judged = (region if mask == "task" else model.hidden(region, draws)).expand_as(images)
+    judged = model.judged(region, draws).expand_as(images)
     squared = (model(*views, "prediction") - images) ** 2
+    assert torch.equal(judged[:, :1], region if mask == "task" else model.hidden(region, draws))
     expected = torch.stack([squared[n][judged[n]].mean() for n in range(4)])
     assert torch.allclose(model(*views), expected, rtol=1e-5)
+    same = model.distance(model(*views, "prediction"), images, model.judged(region, draws))
+    assert torch.allclose(same, expected, rtol=1e-5), "a distance from the truth is the loss"
 
 
 def test_the_prediction_is_the_librarys_in_pixels() -> None:

@@ -156,6 +156,19 @@ def test_distance_is_a_divergence_over_the_region() -> None:
     assert not torch.equal(noise, model.random_prediction(prediction, draws + 1))
 
 
+@pytest.mark.parametrize("mask", ["task", "random"])
+def test_what_training_judges_are_the_cells_of_the_codes_that_the_loss_reads(mask: str) -> None:
+    """The loss's gradient by the log-probabilities is there where the distance over the judged pixels has one, and only there."""
+    model, given = tiny(mask=mask), views()
+    loss, prediction = model(*given, "both")
+    (read,) = torch.autograd.grad(loss.sum(), prediction, retain_graph=True)
+    judged = model.judged(given[2], given[3])
+    assert (judged.shape, judged.dtype) == (given[2].shape, torch.bool)
+    other = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(5))
+    (compared,) = torch.autograd.grad(model.distance(prediction, other, judged).sum(), prediction)
+    assert torch.equal(read.abs().sum(-1) > 0, compared.abs().sum(-1) > 0)
+
+
 def test_unlearning_leaves_the_tokenizer_alone() -> None:
     model = tiny()
     batch = views()
