@@ -93,8 +93,9 @@ class AscentConfig:
 class RetentionConfig:
     """Phase 2."""
 
-    share: PositiveFloat = 0.042
-    """Length: samples of both streams, as a share of those of retraining; at least 1 step."""
+    share: PositiveFloat | None = None
+    """Length: samples of both streams, as a share of those of retraining; at least 1 step. null: 0.042 where retained images
+    teach the original's answers alone, else 0.075."""
     batch_size: Positive = 96
     """Global batch of retained images."""
     guard_batch_size: Positive = 32
@@ -105,7 +106,7 @@ class RetentionConfig:
     """Gamma, the weight of the distance of the model's answers from the shadow's, on classes."""
     distillation: Annotated[float, Ge(0), Le(1)] = 1.0
     """Alpha, how much of what retained images teach is the original's answer to them; the rest is the true image. 0 saves a
-    forward pass of the original, and its memory, and then a share of 0.075, a rate of 5e-4 and a momentum of 0.9 do as well."""
+    forward pass of the original and its memory. Nothing is distilled where `retention` is plain."""
     learning_rate: PositiveFloat = 1e-3
     """Peak of AdamW's cosine schedule."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.8
@@ -235,6 +236,7 @@ class Decouple:
         """Phase 2; it reads forget images where it is guarded and a group is there to guard."""
         retain = self.config.retain
         guarded = self.config.retention != "plain" and any(level is not None for level in self._levels)
+        distils = guarded and retain.distillation == 1
         return PhasePlan(
             loss=self.retain_loss if guarded else plain_loss(self._context),
             reads=("retain", "forget") if guarded else ("retain",),
@@ -243,7 +245,7 @@ class Decouple:
             momentum=retain.momentum,
             warmup_steps=retain.warmup_steps,
             clip=retain.clip,
-            share=retain.share,
+            share=retain.share or (0.042 if distils else 0.075),
         )
 
 

@@ -43,9 +43,10 @@ def test_every_model_is_traced_through_all_phases(model: str) -> None:
     assert train.flop.each > train.trained
     assert train.activations.each > answer.forward_bytes.each > 0
     assert (train.companions, train.calls, train.quiet_calls) == (0, 1, 0)
-    # Phase 2 imitates a shadow: a model more and its forward passes, beside one pass of its own for retained and forget images.
+    # Phase 2 asks the original and a shadow: two models more and their forward passes, beside one for retained and forget images.
     retain = facts["retain"]
-    assert (retain.companions, retain.calls, retain.quiet_calls) == (1, 1, 1)
+    assert (retain.companions, retain.calls, retain.quiet_calls) == (2, 1, 2)
+    assert retain.share == 0.042
     assert retain.reads == ("retain", "forget")
     assert retain.flop.each > facts["forget"].flop.each
     assert answer.complete_flop >= answer.forward_flop / 3
@@ -76,14 +77,16 @@ def test_every_method_is_traced(method: str) -> None:
     section = resolve("demo", [f"method={method}"]).method
     assert {"forget", "retain"} & set(facts) == {name for name in ("forget", "retain") if section.get(name) is not None}
     assert bool(answer.calibration) == (section.get("calibration") is not None)
-    teaching = {"scrub", "li_et_al", "random_encoder", "retain_label", "eps_constrained", "decouple"}
-    assert (max(item.companions for item in answer.phases) == 1) == (method in teaching)
+    teaching = dict.fromkeys(("scrub", "li_et_al", "random_encoder", "retain_label", "eps_constrained"), 1) | {"decouple": 2}
+    assert max(item.companions for item in answer.phases) == teaching.get(method, 0)
 
 
 def test_single_images_need_no_shadow() -> None:
     facts = {item.phase: item for item in measured(groups=("images",)).phases}
     assert "calibrate" not in facts
-    assert facts["retain"].companions == 0
+    assert facts["retain"].companions == 1, "the original"
+    without = {item.phase: item for item in measured("method.retain.distillation=0", groups=("images",)).phases}["retain"]
+    assert (without.companions, without.share) == (0, 0.075)
     assert measured(groups=("images",)).calibration["shadow_share"] == 0.0
 
 

@@ -162,6 +162,15 @@ def test_plain_retention_and_a_group_free_batch_read_no_forget_image() -> None:
     assert float(losses.total.detach()) == pytest.approx(0.6)
 
 
+def test_what_distils_is_shorter_and_a_given_length_stands() -> None:
+    whole, half = RetentionConfig(), RetentionConfig(distillation=0.5)
+    assert build(Config(retain=whole), (0.9,), CONTEXT).retention().share == 0.042
+    for config, levels in [(Config(retain=half), (0.9,)), (Config(retention="plain"), (0.9,)), (Config(), (None,))]:
+        assert build(config, levels, CONTEXT).retention().share == 0.075
+    assert build(Config(retain=RetentionConfig(share=0.3)), (0.9,), CONTEXT).retention().share == 0.3
+    assert build(Config(retain=RetentionConfig(momentum=0.5)), (0.9,), CONTEXT).retention().momentum == 0.5
+
+
 def test_two_ranks_share_the_gradient_of_one() -> None:
     """Each rank's share is scaled so that DeepSpeed's mean over ranks is the global gradient; the sign is the global one."""
     model = Scale()
