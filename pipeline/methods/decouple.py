@@ -197,11 +197,11 @@ class Decouple:
             passes = 1 if context.shape().gives_both else 2
         else:
             losses = context.per_sample(model, *batch)
-        kept = losses[0]
-        if weights.distillation:
-            kept = torch.lerp(kept, self._distance(context.teacher(), predicted[0], views[0]), weights.distillation)
-        total, mean, samples = mean_loss(kept, batch[0], context)
+        total, mean, samples = mean_loss(losses[0], batch[0], context)
         measures, count = {"retain_loss": mean}, 0
+        if weights.distillation:
+            distance, far, _ = mean_loss(self._distance(context.teacher(), predicted[0], views[0]), batch[0], context)
+            total, measures = torch.lerp(total, distance, weights.distillation), measures | {"distillation": far}
         if self._imitated:
             distance, far, count = self._imitate(predicted[1], views[1], batch[1])
             total, measures = total + weights.imitation_weight * distance, measures | {"imitation": far}

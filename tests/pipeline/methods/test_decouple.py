@@ -131,7 +131,7 @@ def test_retained_images_teach_the_originals_answers(shape: type[Squares], alpha
     losses = build(Config(retain=weights), (0.9,), context).retain_loss(model, both)
     towards = 2 * (1 - 2) * (0.4**2 + 0.8**2) / 2
     assert gradient(losses.total, model) == pytest.approx((1 - alpha) * 0.6 + alpha * towards - 0.25 * 0.2, abs=1e-6)
-    assert losses.measures["retain_loss"] == pytest.approx((1 - alpha) * 0.6 + alpha * 0.4)
+    assert losses.measures["retain_loss"] == pytest.approx(0.6) and losses.measures["distillation"] == pytest.approx(0.4)
     assert losses.samples == (1 if isinstance(model, Pairs) else 2) * (2 + 1)
     assert context.teacher().w.grad is None and context.teacher().w.item() == 2.0
 
