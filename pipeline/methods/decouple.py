@@ -9,7 +9,7 @@ easy. The shadow that gave the level never saw the class, so the guard has the m
 images, of which no shadow is made, are held at their level.
 
 What the original answers on retained images is what they are to teach again, without the noise of single images: a phase 2
-that distils it takes half the samples of one that learns from true pixels, for the same loss on unseen retained images.
+that distils it needs little more than half the samples of one that learns from true pixels (benchmarks/results/methods.md).
 """
 
 from __future__ import annotations
